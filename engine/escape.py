@@ -17,5 +17,5 @@ def escape(text: str | bytes, limit: int = 80) -> str:
 
 def listed(names: list[str], limit: int = 50) -> str:
     """Returns `a, b, c`, each escaped; of more than `limit` names the first ones and how many are left."""
-    text = ", ".join(escape(name) for name in names[:limit])
+    text = ", ".join(escape(name, 200) for name in names[:limit])
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
