@@ -1,0 +1,121 @@
+"""The instructions that some processors have for the vocabulary; each gives the bits of `lower_generic.py`.
+
+AVX2     pmaddubsw adds two products in 16 bits; pmaddwd widens to 32. Exact inside the bounds that `simd.py` states.
+         An unsigned byte is cut in two nibbles, whose sums stand side by side: QuadSums is 32 x int16.
+VNNI     vpdpbusd adds four products to an int32, exact for all bytes.
+NEON     sdot does the same for signed bytes; w - 128 and a correction of 128 * sum(a) make it serve unsigned ones.
+"""
+
+from llvmlite import ir
+
+from kernels.lower_generic import (
+    Lowering,
+    call,
+    constant,
+    f16,
+    f32,
+    f32x8,
+    i8,
+    i8x32,
+    i16,
+    i16x16,
+    i32,
+    i32x8,
+    load,
+    pick,
+    store,
+)
+from kernels.target import Target
+
+i16x32 = ir.VectorType(i16, 32)
+
+
+def lowerings(target: Target) -> dict[str, Lowering]:
+    """The native lowerings of a target; what is missing here is generic."""
+    found: dict[str, Lowering] = {}
+    if target.avx2:
+        found |= _half_floats | (_vnni if target.vnni else _avx2)
+    elif target.neon_dot:
+        found |= _half_floats | _neon
+    return found
+
+
+def sum_types(target: Target) -> dict[str, ir.Type]:
+    """The machine form of the running sums."""
+    if target.avx2 and not target.vnni:
+        return {"pair sums": i16x16, "quad sums": i16x32}
+    return {"pair sums": i32x8, "quad sums": i32x8}
+
+
+def _load_f16x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
+    return b.fpext(load(b, p, i, ir.VectorType(f16, 8)), f32x8)
+
+
+def _store_f16x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value, v: ir.Value) -> None:
+    store(b, p, i, b.fptrunc(v, ir.VectorType(f16, 8)))
+
+
+def _widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return b.fpext(b.bitcast(b.trunc(bits, i16), f16), f32)
+
+
+_half_floats: dict[str, Lowering] = {
+    "load_f16x8": _load_f16x8,
+    "store_f16x8": _store_f16x8,
+    "widen_f16": _widen_f16,
+}
+
+
+def _maddubs(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16, w, a)
+
+
+def _maddwd(b: ir.IRBuilder, v: ir.Value, factor: int) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.wd", i32x8, v, constant(factor, i16x16))
+
+
+def _avx2_dot_u8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    low = _maddubs(b, b.and_(w, constant(15, i8x32)), a)
+    high = _maddubs(b, b.lshr(w, constant(4, i8x32)), a)
+    both = b.shuffle_vector(low, high, ir.Constant(ir.VectorType(i32, 32), list(range(32))))
+    return b.add(sums, both)
+
+
+def _avx2_quad_sums(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
+    low, high = (pick(b, sums, list(range(start, start + 16))) for start in (0, 16))
+    return b.add(_maddwd(b, low, 1), _maddwd(b, high, 16))
+
+
+_avx2: dict[str, Lowering] = {
+    "zero_pair_sums": lambda b: constant(0, i16x16),
+    "dot_u4": lambda b, sums, w, a: b.add(sums, _maddubs(b, w, a)),
+    "pair_sums": lambda b, sums: _maddwd(b, sums, 1),
+    "zero_quad_sums": lambda b: constant(0, i16x32),
+    "dot_u8": _avx2_dot_u8,
+    "quad_sums": _avx2_quad_sums,
+}
+
+
+def _vpdpbusd(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8, sums, w, a)
+
+
+_vnni: dict[str, Lowering] = {"dot_u4": _vpdpbusd, "dot_u8": _vpdpbusd}
+
+
+def _sdot(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    halves = []
+    for h in (0, 1):
+        s = pick(b, sums, list(range(4 * h, 4 * h + 4)))
+        x, y = (pick(b, v, list(range(16 * h, 16 * h + 16))) for v in (w, a))
+        halves.append(call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", s.type, s, x, y))
+    return b.shuffle_vector(*halves, ir.Constant(ir.VectorType(i32, 8), list(range(8))))
+
+
+def _neon_dot_u8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    least = ir.Constant(i8x32, [ir.Constant(i8, -128)] * 32)
+    signed = _sdot(b, sums, b.xor(w, least), a)
+    return b.sub(signed, _sdot(b, constant(0, i32x8), least, a))
+
+
+_neon: dict[str, Lowering] = {"dot_u4": _sdot, "dot_u8": _neon_dot_u8}

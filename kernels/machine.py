@@ -1,0 +1,67 @@
+"""What a worker needs of the machine besides arithmetic: atomics, a pause, the clock, the float mode, a call by address.
+
+These have no meaning in plain Python: their twins refuse to run.
+"""
+
+from typing import NoReturn
+
+from kernels.registry import operation
+from kernels.types import I64, Int
+
+
+def _native_only() -> NoReturn:
+    raise NotImplementedError("this operation exists only in compiled code")
+
+
+@operation
+def atomic_load(p: I64, i: Int) -> Int:
+    """p[i], acquired."""
+    _native_only()
+
+
+@operation
+def atomic_store(p: I64, i: Int, value: Int) -> None:
+    """p[i] = value, released."""
+    _native_only()
+
+
+@operation
+def atomic_add(p: I64, i: Int, value: Int) -> Int:
+    """Add to p[i]; what it held before."""
+    _native_only()
+
+
+@operation
+def atomic_swap(p: I64, i: Int, value: Int) -> Int:
+    """p[i] = value; what it held before."""
+    _native_only()
+
+
+@operation
+def pause() -> None:
+    """Tell the processor that this is a spin."""
+    _native_only()
+
+
+@operation
+def yield_processor() -> None:
+    """Let another thread run (`sched_yield`)."""
+    _native_only()
+
+
+@operation
+def nanoseconds() -> Int:
+    """A clock that only goes forward (`clock_gettime`)."""
+    _native_only()
+
+
+@operation
+def set_float_mode(mode: Int) -> Int:
+    """Set the processor's rounding and subnormal mode (-1: round to nearest, keep subnormals); what it was before."""
+    _native_only()
+
+
+@operation
+def call_kernel(address: Int, step: I64, i: Int, rank: Int, size: Int, run: I64) -> None:
+    """Call the kernel at `address` with its operands at step[i]."""
+    _native_only()
