@@ -4,19 +4,20 @@ Importing this imports Numba. Only `kernels/compiler.py` does, and only when som
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import compiler as numba_compiler
+from numba.core import datamodel
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.datamodel import register_default
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.imputils import lower_builtin
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import overload
 
 from kernels import lower_generic, lower_machine, lower_native, registry
 from kernels.target import Target, target_machine
@@ -31,19 +32,40 @@ class VectorType(types.Type):
         super().__init__(name=f"{mark.dtype} x {mark.lanes}")
 
 
-class Lowerings:
-    """The machine forms in use; a test sets another target to read what it would get."""
+@dataclass(slots=True)
+class Lowered:
+    """A function in LLVM's language: its name there, its text, and the subroutines that it calls."""
 
-    def __init__(self, target: Target) -> None:
-        self.set_target(target)
-
-    def set_target(self, target: Target) -> None:
-        """Lower for `target` from now on."""
-        self.forms = lower_generic.generic | lower_machine.lowerings(target) | lower_native.lowerings(target)
-        self.sums = lower_native.sum_types(target)
+    name: str
+    text: str
+    calls: set[Callable[..., Any]]
 
 
-_active: Lowerings | None = None
+class Session:
+    """What Numba has been taught so far, for one target; a test may ask for another target and read what it would get."""
+
+    def __init__(self) -> None:
+        self.target: Target | None = None
+        self.known: set[Callable[..., Any]] = set()
+
+    def begin(self, target: Target) -> None:
+        """Lower for `target` from now on; register the operations and subroutines that are new."""
+        if target != self.target:
+            self.target = target
+            self.forms = lower_generic.generic | lower_machine.lowerings(target) | lower_native.lowerings(target)
+            self.sums = lower_native.sum_types(target)
+            self.subroutines: dict[Callable[..., Any], Lowered] = {}
+            cpu_target.target_context.data_model_manager = datamodel.default_manager.copy()
+        for function in [*registry.operations.values(), *registry.subroutines]:
+            if function not in self.known:
+                self.known.add(function)
+                _install(function, is_operation=function in registry.operations.values())
+        cpu_target.target_context.refresh()
+        cpu_target.typing_context.refresh()
+
+
+_session = Session()
+_calls: list[set[Callable[..., Any]]] = []  # of the functions being lowered, innermost last
 _LANES: dict[str, ir.Type] = {
     "uint8": ir.IntType(8),
     "int8": ir.IntType(8),
@@ -56,8 +78,7 @@ _LANES: dict[str, ir.Type] = {
 class _VectorModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
         mark = fe_type.mark
-        assert _active is not None
-        form = _active.sums.get(mark.dtype) or ir.VectorType(_LANES[mark.dtype], mark.lanes)
+        form = _session.sums.get(mark.dtype) or ir.VectorType(_LANES[mark.dtype], mark.lanes)
         super().__init__(dmm, fe_type, form)
 
 
@@ -65,70 +86,76 @@ def numba_type(mark: Any) -> types.Type:
     """The Numba type of an annotation's mark."""
     if mark is None:
         return types.none
+    if isinstance(mark, tuple):
+        return types.Tuple([numba_type(part) for part in mark])
     if isinstance(mark, Vector):
         return VectorType(mark)
     dtype = getattr(types, mark.dtype)
     return types.CPointer(dtype) if isinstance(mark, Pointer) else dtype
 
 
-def install(target: Target) -> Lowerings:
-    """Register all operations and subroutines, once, lowered for `target`; further calls only set the target."""
-    global _active
-    if _active is not None:
-        _active.set_target(target)
-        return _active
-    _active = Lowerings(target)
-    for function in registry.operations.values():
-        _install_operation(function)
-    for function in registry.subroutines:
-        _install_subroutine(function)
-    return _active
-
-
-def _install_operation(function: Callable[..., Any]) -> None:
+def _install(function: Callable[..., Any], is_operation: bool) -> None:
+    """Tell Numba an operation's or a subroutine's signature, from its annotations, and how to lower a call of it."""
     found = registry.marks(function)
     result = numba_type(found.pop("return"))
     args = [numba_type(mark) for mark in found.values()]
     cases = [signature(result, *args)]
     infer_global(function)(type(f"Type_{function.__name__}", (ConcreteTemplate,), {"cases": cases}))
 
-    @lower_builtin(function, *args)
-    def implementation(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        assert _active is not None
-        value = _active.forms[function.__name__](builder, *values)
+    def operation(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        value = _session.forms[function.__name__](builder, *values)
         return context.get_dummy_value() if value is None else value
 
+    def subroutine(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        if function not in _session.subroutines:
+            _session.subroutines[function] = _lower(function, args, result)
+        _calls[-1].add(function)
+        name = _session.subroutines[function].name
+        convention = context.call_conv
+        known = builder.module.globals.get(name)
+        callee = known or ir.Function(builder.module, convention.get_function_type(result, args), name)
+        return convention.call_function(builder, callee, result, args, values)[1]
 
-def _install_subroutine(function: Callable[..., Any]) -> None:
-    """Let kernels call a plain function, inlined before it is compiled."""
-    overload(function, strict=False, inline="always")(lambda *args, **kw: function)
+    lower_builtin(function, *args)(operation if is_operation else subroutine)
+
+
+def _lower(function: Callable[..., Any], args: list[types.Type], result: types.Type) -> Lowered:
+    """Run Numba's front end: one function to unoptimised LLVM, its subroutines as calls."""
+    flags = numba_compiler.Flags()
+    settings = {"no_compile": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "nrt": False}
+    for name, value in (settings | {"error_model": "numpy"}).items():
+        setattr(flags, name, value)
+    _calls.append(set())
+    try:
+        compiled = numba_compiler.compile_extra(
+            cpu_target.typing_context, cpu_target.target_context, function, tuple(args), result, flags, {}
+        )
+    finally:
+        calls = _calls.pop()
+    return Lowered(compiled.fndesc.llvm_func_name, str(compiled.library._final_module), calls)
 
 
 def module(body: Callable[..., None], marks: list[Scalar | Pointer], entry: str, target: Target) -> llvm.ModuleRef:
     """Compile a kernel's body for `target`: an optimised LLVM module with one visible function, `entry`."""
-    flags = numba_compiler.Flags()
-    flags.no_compile = True
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.nrt = False
-    flags.error_model = "numpy"
-    context = cpu_target.target_context
     arguments = [types.int64, types.int64, types.CPointer(types.int64), *map(numba_type, marks)]
     with global_compiler_lock:
-        install(target)
-        context.refresh()
-        cpu_target.typing_context.refresh()
-        result = numba_compiler.compile_extra(
-            cpu_target.typing_context, context, body, tuple(arguments), types.none, flags, {}
-        )
-        library = result.library
-        code = str(library._final_module)
-    name = result.fndesc.llvm_func_name
-    whole = llvm.parse_assembly(code + _entry_point(entry, name, marks))
+        _session.begin(target)
+        main = _lower(body, arguments, types.none)
+        parts, waiting = {main.name: main}, list(main.calls)
+        while waiting:
+            part = _session.subroutines[waiting.pop()]
+            if part.name not in parts:
+                parts[part.name] = part
+                waiting += part.calls
+    whole = llvm.parse_assembly(_entry_point(entry, main.name, marks))
+    whole.triple = target.triple
+    for part in parts.values():
+        whole.link_in(llvm.parse_assembly(part.text))
     whole.verify()
     for function in whole.functions:
         if not function.is_declaration and function.name != entry:
             function.linkage = "internal"
+            function.add_function_attribute("alwaysinline")
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
@@ -146,7 +173,9 @@ def _entry_point(entry: str, name: str, marks: list[Scalar | Pointer]) -> str:
         lines.append(f"  %v{n} = load {type_}, ptr %a{n}, align 8")
         values.append(f"{type_} %v{n}")
     arguments = ", ".join(["ptr %result", "ptr %error", "i64 %rank", "i64 %size", "ptr %run", *values])
+    types_ = ", ".join(value.rsplit(" ", 1)[0] for value in arguments.split(", "))
     return f"""
+declare i32 @{name}({types_})
 define void @"{entry}"(ptr %step, i64 %rank, i64 %size, ptr %run) {{
   %result = alloca ptr
   %error = alloca ptr

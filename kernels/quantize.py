@@ -29,7 +29,7 @@ from kernels.simd import (
     sum_i32,
     to_i32,
 )
-from kernels.types import F32, I8, I32, I64, F32x8, Int
+from kernels.types import F32, I8, I32, I64, F32x8, I32x8, Int
 
 BLOCK = 32
 TILE = 4
@@ -37,19 +37,19 @@ SMALLEST_SCALE = np.float32(2.0**-126)
 
 
 @subroutine
-def share(count: Int, rank: Int, size: Int) -> tuple[int, int]:
+def share(count: Int, rank: Int, size: Int) -> tuple[Int, Int]:
     """The part of 0..count that worker `rank` of `size` computes: start and end."""
     return count * rank // size, count * (rank + 1) // size
 
 
 @subroutine
-def tile_rows(rows: Int) -> int:
+def tile_rows(rows: Int) -> Int:
     """How many rows lie side by side in the quantised activations of `rows` rows."""
     return TILE if rows > 1 else 1
 
 
 @subroutine
-def tiled_block(row: Int, block: Int, blocks: Int, rows: Int) -> int:
+def tiled_block(row: Int, block: Int, blocks: Int, rows: Int) -> Int:
     """Where block `block` of row `row` lies among all quantised blocks, each row having `blocks` of them."""
     tile = tile_rows(rows)
     return (row // tile * blocks + block) * tile + row % tile
@@ -74,7 +74,7 @@ def store_quantized(v0: F32x8, v1: F32x8, v2: F32x8, v3: F32x8, codes: I8, scale
 
 
 @subroutine
-def _codes(v: F32x8, divisor: F32x8) -> F32x8:
+def _codes(v: F32x8, divisor: F32x8) -> I32x8:
     ratio = rint_f32(div_f32(v, divisor))
     low = max_f32(ratio, splat_f32(np.float32(-127.0)))  # a NaN becomes -127
     return to_i32(min_f32(low, splat_f32(np.float32(127.0))))

@@ -8,7 +8,7 @@ Nothing is compiled when a kernel is defined; `kernels/compiler.py` does that on
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kernels.types import Pointer, Scalar
 
@@ -34,12 +34,18 @@ class Kernel:
 
 
 def marks(function: Callable[..., Any]) -> dict[str, Any]:
-    """The marks of `kernels/types.py` on a function's parameters and its `return`; a pair of values gives a tuple."""
-    found = {}
-    for name, hint in get_type_hints(function, include_extras=True).items():
-        metadata = getattr(hint, "__metadata__", None)
-        found[name] = metadata[0] if metadata else None
-    return found
+    """The marks of `kernels/types.py` on a function's parameters and its `return`; a tuple of types gives a tuple."""
+    return {name: _mark(function, hint) for name, hint in get_type_hints(function, include_extras=True).items()}
+
+
+def _mark(function: Callable[..., Any], hint: Any) -> Any:
+    if hint is type(None):
+        return None
+    if get_origin(hint) is tuple:
+        return tuple(_mark(function, part) for part in get_args(hint))
+    metadata = getattr(hint, "__metadata__", None)
+    assert metadata, f"{function.__name__}: {hint} is not a type of kernels/types.py"
+    return metadata[0]
 
 
 def kernel(function: Callable[..., None]) -> Kernel:
