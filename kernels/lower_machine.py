@@ -92,6 +92,7 @@ def lowerings(target: Target) -> dict[str, Lowering]:
         "yield_processor": _yield_processor,
         "nanoseconds": _nanoseconds,
         "call_kernel": _call_kernel,
+        "pointer_to": lambda b, address: b.inttoptr(address, i64.as_pointer()),
         "pause": _x86_pause if x86 else _arm_pause,
         "set_float_mode": _x86_set_float_mode if x86 else _arm_set_float_mode,
     }

@@ -65,3 +65,9 @@ def set_float_mode(mode: Int) -> Int:
 def call_kernel(address: Int, step: I64, i: Int, rank: Int, size: Int, run: I64) -> None:
     """Call the kernel at `address` with its operands at step[i]."""
     _native_only()
+
+
+@operation
+def pointer_to(address: Int) -> I64:
+    """The int64 at this address."""
+    _native_only()
