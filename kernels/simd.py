@@ -224,7 +224,7 @@ def keep_below(a: F32x8, start: Int32, limit: Int32, other: F32x8) -> F32x8:
 
 @operation
 def power_of_two(n: I32x8) -> F32x8:
-    """2^n for n in -126..127."""
+    """2^n for n in -126..127; 0 for -127."""
     return ((n + np.int32(127)) << np.int32(23)).astype(np.int32).view(np.float32)
 
 
