@@ -109,6 +109,15 @@ def test_qwen2_without_its_biases_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "m.gguf")
 
 
+def test_a_quantised_norm_is_refused_and_a_half_one_read(tmp_path: Path) -> None:
+    types = {"output_norm.weight": "Q8_0", "blk.1.ffn_norm.weight": "F16"}
+    tiny.write(tmp_path / "m.gguf", types=types)
+    with pytest.raises(FileError, match=r"tensors: 1 quantised where F32 is expected: output_norm.weight Q8_0$"):
+        read(tmp_path / "m.gguf")
+    tiny.write(tmp_path / "m.gguf", types=types | {"output_norm.weight": "BF16"})
+    read(tmp_path / "m.gguf")
+
+
 def test_values_that_change_nothing_are_accepted(tmp_path: Path) -> None:
     plain = {"rope.scaling.type": "none", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8192,
              "expert_count": 0, "expert_used_count": 0, "attention.causal": True, "final_logit_softcapping": 0.0,

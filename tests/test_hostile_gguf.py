@@ -248,7 +248,8 @@ def test_claims_that_a_sparse_file_seems_to_bear_out(tmp_path: Path) -> None:
     """A file may say that it has terabytes without having them: the header has limits of its own."""
     path = tmp_path / "m.gguf"
     for claim, expected in (
-        (array(b"k", STRING, 2**32), "arrays of more than 4194304 strings"),
+        (array(b"k", STRING, 2**22 + 1), "arrays of more than 4194304 strings"),
+        (array(b"k", STRING, 2**32), "the header goes beyond 256 MiB"),
         (array(b"k", U8, 2**40), "the header goes beyond 256 MiB"),
         (key(b"k", STRING, text(b"", 2**40)), "the header goes beyond 256 MiB"),
     ):
@@ -257,8 +258,7 @@ def test_claims_that_a_sparse_file_seems_to_bear_out(tmp_path: Path) -> None:
             os.truncate(path, 2**42)
         except OSError:
             pytest.skip("this file system has no sparse files of 4 TiB")
-        message = answer(path)
-        assert expected in message or "the header goes beyond" in message
+        assert expected in answer(path)
 
 
 SIZES: dict[str, tuple[dict[str, object], str]] = {

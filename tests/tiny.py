@@ -57,7 +57,7 @@ def write(
     """Writes a model file and returns its tensors, dequantised: name -> float32, NumPy order (outputs, inputs).
 
     type: of all matrices: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, or random blocks of Q2_K .. Q6_K; `Q4_K_M`
-        is Q4_K with Q6_K for attn_v, ffn_down and output. Norms and biases are always F32.
+        is Q4_K with Q6_K for attn_v, ffn_down and output. Norms and biases are F32.
     hidden, ff: 64 and 96; 256 and 512 for the K types, whose blocks are 256 long.
     vocab: 'spm' (310 tokens, default for llama) or 'bpe' (283 tokens, byte-level, default for qwen2).
     vocab_size: if more than the vocabulary has, it is filled up with unused tokens `[PAD0]`, ...
@@ -103,7 +103,8 @@ def write(
     rng = np.random.default_rng(seed)
     weights: Tensors = {}
     for name, shape in shapes.items():
-        matrix_type = "F32" if len(shape) == 1 else _matrix_type(name, type, types or {})
+        vector = len(shape) == 1 and name not in (types or {})
+        matrix_type = "F32" if vector else _matrix_type(name, type, types or {})
         raw = _encode(_random_tensor(name, shape, rng), matrix_type, rng)
         if name in without:
             continue
