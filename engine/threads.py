@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -72,11 +73,11 @@ class _Shared:
             thread.join(timeout=1)
 
 
-def _worker(shared: _Shared, rank: int, entry: "ENTRY") -> None:  # type: ignore[valid-type]
+def _worker(shared: _Shared, rank: int, entry: Any) -> None:
     step = np.array([0, shared.sync.ctypes.data, PATIENCE_NS], np.int64)
     state = (WORKERS + rank) * LINE
     while not shared.sync[EXIT * LINE]:
-        entry(step.ctypes.data, rank, shared.size, shared.run.ctypes.data)  # type: ignore[operator]
+        entry(step.ctypes.data, rank, shared.size, shared.run.ctypes.data)
         if shared.sync[state]:
             shared.wake[rank].acquire()
             shared.sync[state] = 0

@@ -4,13 +4,13 @@
 
     sync    int64, one cache line (LINE words) for each value that several workers write
 
-Work inside a step is split by `rank` and `size`; a step whose last word is 0 does not wait for the others, since the next one
-does not read what it writes. The barrier is two atomics: a count of arrivals and a generation. The last to arrive decides
+Work inside a step is split by `rank` and `size`; a step whose last word is 0 does not wait for the others, since the next
+one does not read what it writes. The barrier is two atomics: a count of arrivals and a generation. The last to arrive decides
 whether all leave, and publishes that with the generation, so that all leave at the same step. They leave when the run's STOP
 is set, or when the slice of time is over: the main thread then lets Python handle signals and begins a new slice at NEXT.
 
-A worker that has nothing to do spins for `patience` nanoseconds, then says that it sleeps and returns to Python, which blocks
-(`engine/threads.py`). A Dekker handshake (two sequentially consistent swaps) makes sure that no job is missed.
+A worker that has nothing to do spins for `patience` nanoseconds, then says that it sleeps and returns to Python, which
+blocks (`engine/threads.py`). A Dekker handshake (two sequentially consistent swaps) makes sure that no job is missed.
 """
 
 import numpy as np
