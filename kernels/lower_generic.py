@@ -196,6 +196,11 @@ def widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return widen_half(b, b.trunc(bits, i32), f32)
 
 
+@lower
+def widen_bf16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return b.bitcast(b.shl(b.trunc(bits, i32), ir.Constant(i32, 16)), f32)
+
+
 # ---- integers ----
 
 

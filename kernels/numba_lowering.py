@@ -100,7 +100,8 @@ def _install(function: Callable[..., Any], is_operation: bool) -> None:
     result = numba_type(found.pop("return"))
     args = [numba_type(mark) for mark in found.values()]
     cases = [signature(result, *args)]
-    infer_global(function)(type(f"Type_{function.__name__}", (ConcreteTemplate,), {"cases": cases}))
+    template = type(f"Type_{function.__name__}", (ConcreteTemplate,), {"key": function, "cases": cases})
+    infer_global(function, types.Function(template))  # by the function itself: it may live inside another one
 
     def operation(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         value = _session.forms[function.__name__](builder, *values)

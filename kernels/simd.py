@@ -250,6 +250,12 @@ def widen_f16(bits: Int) -> Float:
     return np.array([bits], np.uint16).view(np.float16).astype(np.float32)[0]
 
 
+@operation
+def widen_bf16(bits: Int) -> Float:
+    """The float whose upper half these bits are."""
+    return (np.array([bits], np.uint32) << 16).view(np.float32)[0]
+
+
 # ---- integers ----
 
 
