@@ -109,6 +109,12 @@ def store_f16x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value, v: ir.Value) -> None:
 
 
 @lower
+def store_f16(b: ir.IRBuilder, p: ir.Value, i: ir.Value, x: ir.Value) -> None:
+    lanes = narrow_to_half(b, splat(b, x, f32x8))
+    store(b, p, i, b.trunc(b.extract_element(lanes, ir.Constant(i32, 0)), i16))
+
+
+@lower
 def prefetch(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> None:
     address = b.gep(p, [i])
     read, keep, data = (ir.Constant(i32, n) for n in (0, 3, 1))

@@ -55,6 +55,10 @@ def _store_f16x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value, v: ir.Value) -> None
     store(b, p, i, b.fptrunc(v, ir.VectorType(f16, 8)))
 
 
+def _store_f16(b: ir.IRBuilder, p: ir.Value, i: ir.Value, x: ir.Value) -> None:
+    store(b, p, i, b.bitcast(b.fptrunc(x, f16), i16))
+
+
 def _widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return b.fpext(b.bitcast(b.trunc(bits, i16), f16), f32)
 
@@ -62,6 +66,7 @@ def _widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 _half_floats: dict[str, Lowering] = {
     "load_f16x8": _load_f16x8,
     "store_f16x8": _store_f16x8,
+    "store_f16": _store_f16,
     "widen_f16": _widen_f16,
 }
 

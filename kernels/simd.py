@@ -128,6 +128,13 @@ def store_f16x8(p: F16, i: Int, v: F32x8) -> None:
 
 
 @operation
+def store_f16(p: F16, i: Int, x: Float) -> None:
+    """p[i] = x as a half float, rounded as by `store_f16x8`."""
+    with np.errstate(over="ignore"):
+        _window(p, i, 1)[:] = np.float32(x).astype(np.float16).view(np.uint16)
+
+
+@operation
 def prefetch(p: U8, i: Int) -> None:
     """Ask for the cache line of p[i], which may lie beyond the end; changes nothing."""
 
