@@ -193,6 +193,17 @@ def sum_f32(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 
 @lower
+def sum_each(b: ir.IRBuilder, *v: ir.Value) -> ir.Value:
+    vectors = list(v)
+    for half in (4, 2, 1):  # halve all vectors and join them by twos: w0 = sums of v0, then of v1
+        lanes = [i for i in range(16) if i % (2 * half) < half]
+        low, high = (ir.Constant(ir.VectorType(i32, 8), [i + k for i in lanes]) for k in (0, half))
+        pairs = zip(vectors[::2], vectors[1::2])
+        vectors = [b.fadd(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high)) for x, y in pairs]
+    return vectors[0]
+
+
+@lower
 def max_lane(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     return _tree(b, v, lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 
@@ -251,6 +262,12 @@ def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 def bit_pairs(b: ir.IRBuilder, v: ir.Value, shift: ir.Value) -> ir.Value:
     moved = b.lshr(v, splat(b, b.trunc(shift, i8), i8x32))
     return b.shl(b.and_(moved, constant(3, i8x32)), constant(4, i8x32))
+
+
+@lower
+def single_bits(b: ir.IRBuilder, v: ir.Value, shift: ir.Value) -> ir.Value:
+    moved = b.lshr(v, splat(b, b.trunc(shift, i8), i8x32))
+    return b.shl(b.and_(moved, constant(1, i8x32)), constant(4, i8x32))
 
 
 @lower

@@ -12,7 +12,7 @@ A format is three subroutines, from which the kernels below are made (each is co
 
     load(codes, scales, n) -> weights                       block n = group * blocks + b, unpacked into registers
     add(acc, weights, x, x_scales, x_sums, at) -> acc       one block's term for the activation's block `at`
-    put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n
+    put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n, all 0 before
     element(codes, scales, n, r, k) -> float                weight k of lane r in block n
 
 Activations are those of `kernels/quantize.py`: 4 rows lie side by side; the weights of a block are unpacked once for them.
@@ -27,7 +27,7 @@ import numpy as np
 from kernels.epilogue import finish
 from kernels.quantize import share, tile_rows, tiled_block
 from kernels.registry import Kernel, kernel
-from kernels.simd import fma, prefetch, splat_f32
+from kernels.simd import prefetch, splat_f32
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 
 AHEAD = 1536  # bytes to prefetch ahead of the one-row product
@@ -145,11 +145,10 @@ def _pack(name: str, code_bytes: int, scale_halves: int, put: Subroutine) -> Ker
         """Repack a file's tensor of `rows` rows of `blocks` blocks of 32; outputs beyond the last row become 0."""
         start, end = share((rows + 7) // 8, rank, size)
         for group in range(start, end):
-            if 8 * group + 8 > rows:
-                for i in range(group * blocks * code_bytes, (group + 1) * blocks * code_bytes):
-                    codes[i] = 0
-                for i in range(group * blocks * scale_halves, (group + 1) * blocks * scale_halves):
-                    scales[i] = 0
+            for i in range(group * blocks * code_bytes, (group + 1) * blocks * code_bytes):
+                codes[i] = 0
+            for i in range(group * blocks * scale_halves, (group + 1) * blocks * scale_halves):
+                scales[i] = 0
             for row in range(8 * group, 8 * group + 8):
                 for b in range(blocks if row < rows else 0):
                     put(codes, scales, group * blocks + b, row % 8, source, row * blocks + b)
@@ -169,28 +168,3 @@ def _embed(name: str, element: Subroutine) -> Kernel:
                 out[t * stride + 32 * b + k] = element(codes, scales, token // 8 * blocks + b, token % 8, k)
 
     return _named(name, embed)
-
-
-def scaled_exact(x: np.ndarray, x_scale: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The product of a format with one scale a block, its integers and float32 steps in NumPy, bit for bit.
-
-    Args:
-        x: (T, K) int8 codes; x_scale: (T, B) float32.
-        codes: (N, K) int32, without the zero point; scale: (N, B) float32.
-
-    Returns:
-        (T, N) float32.
-    """
-    (T, _), (N, B) = x.shape, scale.shape
-    xb, wb = x.reshape(T, B, 32).astype(np.int32), codes.reshape(N, B, 32)
-    acc = np.zeros((T, N), np.float32)
-    for b in range(B):
-        products = (xb[:, b] @ wb[:, b].T).astype(np.float32)
-        acc = fma(products, scale[None, :, b] * x_scale[:, None, b], acc)
-    return acc
-
-
-def scaled_truth(x: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """x (T, K) float64 times the exactly dequantised weights, in float64: (T, N)."""
-    weights = codes.astype(np.float64) * np.repeat(scale.astype(np.float64), 32, axis=1)
-    return x.astype(np.float64) @ weights.T

@@ -244,6 +244,15 @@ def sum_f32(v: F32x8) -> Float:
 
 
 @operation
+def sum_each(v0: F32x8, v1: F32x8, v2: F32x8, v3: F32x8, v4: F32x8, v5: F32x8, v6: F32x8, v7: F32x8) -> F32x8:
+    """Lane r is `sum_f32` of the r-th vector."""
+    v = np.stack([v0, v1, v2, v3, v4, v5, v6, v7])
+    v = v[:, :4] + v[:, 4:]
+    v = v[:, :2] + v[:, 2:]
+    return v[:, 0] + v[:, 1]
+
+
+@operation
 def max_lane(v: F32x8) -> Float:
     """The largest lane, by `max_f32` in the tree of `sum_f32`."""
     v = np.where(v[:4] > v[4:], v[:4], v[4:])
@@ -333,6 +342,12 @@ def high_nibbles(v: U8x32) -> U8x32:
 def bit_pairs(v: U8x32, shift: Int) -> U8x32:
     """Two bits of each byte from bit `shift` (a constant) on, moved to bits 4 and 5."""
     return ((v >> np.uint8(shift)) & np.uint8(3)) << np.uint8(4)
+
+
+@operation
+def single_bits(v: U8x32, shift: Int) -> U8x32:
+    """Bit `shift` (a constant) of each byte, moved to bit 4."""
+    return ((v >> np.uint8(shift)) & np.uint8(1)) << np.uint8(4)
 
 
 @operation

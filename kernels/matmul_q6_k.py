@@ -1,0 +1,119 @@
+"""Matrix product with Q6_K weights: INT6 codes in blocks of 256, zero point 32, with an int8 sub-scale for every 16.
+
+    weight = d * sub_scale * (code - 32)
+    term   = (d * x_scale) * S
+         S = sub_scale[0] * (dot[0] - 32 * sum[0]) + sub_scale[1] * (dot[1] - 32 * sum[1])      (int32, exact)
+
+dot[h] and sum[h] are the sums of products and of activations in half h of the 32.
+
+Packed, for 8 outputs x 256 k: eight blocks of 6-bit codes of `kernels/codes.py`, then for each of them 8 sub-scales of its
+first half and 8 of its second, + 128 in one byte each; 8 half floats: d.
+
+Bound: a half's dot - 32 * sum is at most 16 * 32 * 127 = 65024 (its parts at most 16 * 63 * 127 = 128016 and 65024), and S
+2 * 128 * 65024 = 16646144, still exact in float32.
+
+The Q6_K format: ggml.
+"""
+
+import numpy as np
+
+from kernels.codes import Codes, code6, dot6, load_codes6, put_code6, put_half
+from kernels.matmul_blocks import block_format
+from kernels.registry import subroutine
+from kernels.simd import (
+    add_i32,
+    fma,
+    load_f16x8,
+    load_u8x8,
+    mul_f32,
+    mul_i32,
+    splat_f32,
+    splat_i32,
+    sub_i32,
+    to_f32,
+    widen_f16,
+)
+from kernels.terms import halves
+from kernels.types import F16, F32, I8, I32, U8, F32x8, Float, I32x8, Int
+
+BLOCK_BYTES = 210  # in the file: 128 bytes of nibbles, 64 of bit pairs, 16 sub-scales, d
+RECORD = 8 * (192 + 16)
+Weights = tuple[Codes, I32x8, I32x8, F32x8]
+
+
+@subroutine
+def load(codes: U8, scales: F16, n: Int) -> Weights:
+    """Block n in registers: codes, the sub-scales of its halves, and d."""
+    i, j = RECORD * (n // 8), n % 8
+    subs = i + 8 * 192 + 16 * j
+    bias = splat_i32(np.int32(128))
+    first, second = sub_i32(load_u8x8(codes, subs), bias), sub_i32(load_u8x8(codes, subs + 8), bias)
+    return load_codes6(codes, i + 192 * j), first, second, load_f16x8(scales, n // 8 * 8)
+
+
+@subroutine
+def add(acc: F32x8, weights: Weights, x: I8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+    """acc plus one block's term."""
+    (w0, w1, w2, w3, w4, w5, w6, w7), first, second, scale = weights
+    s0 = sub_i32(dot6(w0, w1, w2, w3, x, 32 * at), splat_i32(np.int32(32) * x_sums[2 * at]))
+    s1 = sub_i32(dot6(w4, w5, w6, w7, x, 32 * at + 16), splat_i32(np.int32(32) * x_sums[2 * at + 1]))
+    s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
+    return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
+
+
+@subroutine
+def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
+    """The 32 weights `at` of the file become lane r of block n."""
+    block, j = BLOCK_BYTES * (at // 8), n % 8
+    h, g = j // 4, j % 4
+    start = RECORD * (n // 8)
+    put_half(scales, n // 8 * 8 + r, source, block + 208)
+    for half in range(2):
+        codes[start + 8 * 192 + 16 * j + 8 * half + r] = source[block + 192 + 2 * j + half] ^ 128
+    for k in range(32):
+        low = np.int64(source[block + 64 * h + 32 * (g % 2) + k]) >> (g // 2 * 4) & 15
+        high = np.int64(source[block + 128 + 32 * h + k]) >> (2 * g) & 3
+        put_code6(codes, start + 192 * j, r, k, low | high << 4)
+
+
+@subroutine
+def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
+    """Weight k of lane r in block n."""
+    i, j = RECORD * (n // 8), n % 8
+    sub_scale = np.int64(codes[i + 8 * 192 + 16 * j + k // 16 * 8 + r]) - 128
+    return np.float32(sub_scale * (code6(codes, i + 192 * j, r, k) - 32)) * widen_f16(scales[n // 8 * 8 + r])
+
+
+Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, load, add, put, element)
+matmul_q6_k, pack_q6_k, embed_q6_k = Q6_K.matmul, Q6_K.pack, Q6_K.embed
+
+
+def decode(source: np.ndarray, rows: int, blocks: int) -> tuple[np.ndarray, ...]:
+    """A file's Q6_K bytes -> codes without the zero point (rows, K), sub-scales (rows, 2 blocks), d (rows, blocks / 8)."""
+    block = source.reshape(rows, blocks // 8, BLOCK_BYTES)
+    nibbles = block[..., :128].reshape(rows, -1, 2, 1, 64)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], 3).reshape(rows, -1, 2, 4, 32)
+    high = block[..., 128:192].reshape(rows, -1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    codes = (low | high << 4).reshape(rows, -1).astype(np.int32) - 32
+    sub_scale = block[..., 192:208].copy().view(np.int8).reshape(rows, -1).astype(np.int32)
+    return codes, sub_scale, halves(block, 208)
+
+
+def matmul_q6_k_exact(
+    x: np.ndarray, x_scale: np.ndarray, codes: np.ndarray, sub_scale: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """The kernel's integers and float32 steps in NumPy, bit for bit: x (T, K) int8, x_scale (T, B); the rest by `decode`."""
+    T, B = len(x), scale.shape[1] * 8
+    xb = x.reshape(T, B, 2, 16).astype(np.int32)
+    wb = codes.reshape(-1, B, 2, 16) * sub_scale.reshape(-1, B, 2, 1)
+    acc = np.zeros((T, len(codes)), np.float32)
+    for b in range(B):
+        s = np.tensordot(xb[:, b], wb[:, b], ((1, 2), (1, 2)))
+        acc = fma(s.astype(np.float32), scale[None, :, b // 8] * x_scale[:, None, b], acc)
+    return acc
+
+
+def matmul_q6_k_truth(x: np.ndarray, codes: np.ndarray, sub_scale: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x (T, K) float64 times the exactly dequantised weights, in float64: (T, N)."""
+    scales = np.repeat(scale.astype(np.float64), 256, axis=1) * np.repeat(sub_scale, 16, axis=1)
+    return x.astype(np.float64) @ (codes * scales).T
