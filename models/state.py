@@ -1,0 +1,96 @@
+"""The run state: all that changes while a model runs. KV cache and scratch, each allocated once.
+
+Cache of one layer: keys and values, each (blocks of 8 positions, G, D, 8 positions) float16, or float32 where no weight is
+quantised. A sequence lies in a slot, which begins at block `slots[slot]`; all slots hold `context` positions.
+
+Scratch: one row for each token of a run. Rows are padded to whole blocks of 32 floats; what a step writes there is read by
+the steps behind it, and the next layer writes over it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.quantize import BLOCK, tiled_rows
+from models.config import ModelConfig
+from models.memory import Arena, aligned
+from models.weights import padded
+
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a state is made for.
+
+    Attributes:
+        rows: Tokens in one run, at most: longer prompts run in chunks.
+        logit_rows: Rows of a run that can want logits.
+        slots: Sequences.
+        context: Positions of each.
+        workers: Threads.
+        float_cache: Whether the cache is float32.
+    """
+
+    rows: int
+    logit_rows: int
+    slots: int
+    context: int
+    workers: int
+    float_cache: bool
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 8 positions in one slot."""
+        return -(-self.context // 8)
+
+
+def cache_shapes(config: ModelConfig, limits: Limits) -> Shapes:
+    """The arrays of the cache: `keys` and `values` of all layers, and `slots`."""
+    dtype = "float32" if limits.float_cache else "uint16"
+    shape = (config.layers, limits.slots * limits.blocks, config.kv_heads, config.head_size, 8)
+    return {"keys": (dtype, shape), "values": (dtype, shape), "slots": ("int64", (limits.slots,))}
+
+
+def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
+    """The arrays of the scratch: rows of floats, and quantised rows (`name_codes`, `name_scales`, `name_sums`)."""
+    hidden, query, kv, ff = config.hidden_size, config.query_size, config.kv_size, config.feed_forward_size
+    shapes: Shapes = {}
+    for name, width in {"x": hidden, "h": hidden, "q": query, "k": kv, "v": kv, "a": query, "gate": ff, "up": ff}.items():
+        shapes[name] = ("float32", (limits.rows, padded(width)))
+    shapes["logits"] = ("float32", (limits.logit_rows, padded(config.vocab_size)))
+    rows = tiled_rows(limits.rows)
+    for name, width in {"h": hidden, "a": query, "gate": ff}.items():
+        blocks = padded(width) // BLOCK
+        shapes[f"{name}_codes"] = ("int8", (rows * blocks * BLOCK,))
+        shapes[f"{name}_scales"] = ("float32", (rows * blocks,))
+        shapes[f"{name}_sums"] = ("int32", (rows * blocks * 2,))
+    widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
+    shapes["no_bias"] = ("float32", (widest,))
+    shapes["scores"] = ("float32", (limits.workers, score_floats(config, limits)))
+    return shapes
+
+
+def score_floats(config: ModelConfig, limits: Limits) -> int:
+    """Floats that one worker needs for the scores of attention."""
+    return (config.heads // config.kv_heads) * (limits.blocks * 8 + 64)
+
+
+def shapes_bytes(shapes: Shapes) -> int:
+    """What arrays of these shapes take in an arena."""
+    return sum(aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for dtype, shape in shapes.values())
+
+
+class State:
+    """The cache and the scratch of one engine."""
+
+    def __init__(self, config: ModelConfig, limits: Limits) -> None:
+        self.limits = limits
+        self.cache = _allocate(cache_shapes(config, limits))
+        self.scratch = _allocate(scratch_shapes(config, limits))
+        self.cache["slots"][:] = np.arange(limits.slots) * limits.blocks
+
+
+def _allocate(shapes: Shapes) -> dict[str, np.ndarray]:
+    arena = Arena(shapes_bytes(shapes))
+    return {name: arena.take(dtype, shape) for name, (dtype, shape) in shapes.items()}

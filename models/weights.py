@@ -1,0 +1,135 @@
+"""The weights of a model, repacked for the kernels: frozen, each matrix in the block format of its file.
+
+    Weights ── token_embd, output_norm, output, rope_divisors
+       └── layers: Layer ── attn_norm, q, k, v (+ biases), attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down
+
+A matrix (N, K) maps K inputs to N outputs. A tied output is the embedding's own `Matrix`, not a copy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import ModelConfig, expected_tensors
+from models.formats import FORMS, Form
+from models.memory import Arena, aligned
+
+PAD = 32  # vectors and rows are padded with zeros to whole blocks
+
+
+def padded(n: int) -> int:
+    """n, rounded up to whole blocks of 32."""
+    return -(-n // PAD) * PAD
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A packed weight matrix of (rows, columns): N outputs, K inputs.
+
+    Attributes:
+        arrays: The packed arrays by the names that the kernels' operands have, as `form.arrays(rows, columns)` says.
+    """
+
+    form: Form
+    rows: int
+    columns: int
+    arrays: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        expected = self.form.arrays(self.rows, self.columns)
+        found = {name: (str(array.dtype), len(array)) for name, array in self.arrays.items()}
+        if found != expected:
+            raise ValueError(f"{self.form.name} matrix of {self.rows} x {self.columns}: {found}, expected {expected}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product with one row reads."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer block; biases are None where the architecture has none."""
+
+    attn_norm: np.ndarray
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    q_bias: np.ndarray | None
+    k_bias: np.ndarray | None
+    v_bias: np.ndarray | None
+    attn_output: Matrix
+    ffn_norm: np.ndarray
+    ffn_gate: Matrix
+    ffn_up: Matrix
+    ffn_down: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model; `rope_divisors` (rope_dims / 2,) float32 where the file has them."""
+
+    token_embd: Matrix
+    layers: tuple[Layer, ...]
+    output_norm: np.ndarray
+    output: Matrix
+    rope_divisors: np.ndarray | None
+
+    @property
+    def unquantised(self) -> bool:
+        """Whether every matrix is float32."""
+        first = self.layers[0]
+        matrices = (self.token_embd, self.output, first.q, first.ffn_down)
+        return all(matrix.form.name == "F32" for matrix in matrices)
+
+
+def weight_bytes(config: ModelConfig, types: Mapping[str, str]) -> int:
+    """Bytes that the weights take, packed; `types`: the type of each tensor by its name."""
+    total = 0
+    for name, shape in expected_tensors(config).items():
+        if len(shape) == 1:
+            total += aligned(4 * padded(shape[0]))
+        else:
+            for dtype, count in FORMS[types[name]].arrays(*shape).values():
+                total += aligned(count * np.dtype(dtype).itemsize)
+    return total
+
+
+def empty_matrix(type_: str, rows: int, columns: int, arena: Arena) -> Matrix:
+    """A matrix of the given type whose arrays are yet to be filled in."""
+    form = FORMS[type_]
+    arrays = {name: arena.take(dtype, (count,)) for name, (dtype, count) in form.arrays(rows, columns).items()}
+    return Matrix(form, rows, columns, arrays)
+
+
+def assemble(config: ModelConfig, tensors: Mapping[str, Matrix | np.ndarray]) -> Weights:
+    """Put the tensors of `expected_tensors` in their places."""
+    get = tensors.get
+
+    def layer(i: int) -> Layer:
+        def part(name: str) -> Matrix | np.ndarray:
+            return tensors[f"blk.{i}.{name}"]
+
+        return Layer(
+            attn_norm=part("attn_norm.weight"),
+            q=part("attn_q.weight"),
+            k=part("attn_k.weight"),
+            v=part("attn_v.weight"),
+            q_bias=get(f"blk.{i}.attn_q.bias"),
+            k_bias=get(f"blk.{i}.attn_k.bias"),
+            v_bias=get(f"blk.{i}.attn_v.bias"),
+            attn_output=part("attn_output.weight"),
+            ffn_norm=part("ffn_norm.weight"),
+            ffn_gate=part("ffn_gate.weight"),
+            ffn_up=part("ffn_up.weight"),
+            ffn_down=part("ffn_down.weight"),
+        )  # type: ignore[arg-type]
+
+    return Weights(
+        token_embd=tensors["token_embd.weight"],
+        layers=tuple(layer(i) for i in range(config.layers)),
+        output_norm=tensors["output_norm.weight"],
+        output=tensors["token_embd.weight" if config.tied_embeddings else "output.weight"],
+        rope_divisors=get("rope_freqs.weight"),
+    )  # type: ignore[arg-type]
