@@ -20,15 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.registry import subroutine
-from kernels.simd import (
-    add_i32,
+from kernels.dot import (
     bit_pairs,
-    broadcast_i8x4,
     dot_u4,
     dot_u8,
     high_nibbles,
-    load_u8x32,
     low_nibbles,
     or_u8,
     pair_sums,
@@ -37,6 +33,8 @@ from kernels.simd import (
     zero_pair_sums,
     zero_quad_sums,
 )
+from kernels.registry import subroutine
+from kernels.simd import add_i32, broadcast_i8x4, load_u8x32
 from kernels.types import F16, I8, U8, I32x8, Int, U8x32
 
 Codes = tuple[U8x32, U8x32, U8x32, U8x32, U8x32, U8x32, U8x32, U8x32]
@@ -161,6 +159,13 @@ def dot8(codes: Codes, x: I8, i: Int) -> I32x8:
 
 
 @subroutine
+def byte(p: U8, i: Int) -> Int:
+    """p[i], as an integer that can be shifted."""
+    value: Any = np.int64(p[i])
+    return value
+
+
+@subroutine
 def put_code4(p: U8, i: Int, r: Int, k: Int, code: Int) -> None:
     """The low 4 bits of `code` become those of output r at k in the block packed at p[i]."""
     at = i + 32 * (k // 4 % 4) + 4 * r + k % 4
@@ -200,38 +205,38 @@ def put_nibbles(p: U8, i: Int, r: Int, source: U8, at: Int) -> None:
 def put_fifth_bits(p: U8, i: Int, r: Int, source: U8, at: Int) -> None:
     """Four bytes of a file, bit k of which is bit 4 of the code at k, become that of output r's 5-bit codes at p[i]."""
     for k in range(32):
-        bit = np.int64(source[at + k // 8]) >> (k % 8) & 1
+        bit = byte(source, at + k // 8) >> (k % 8) & 1
         p[i + 128 + 4 * r + k % 4] = p[i + 128 + 4 * r + k % 4] | bit << (k // 4)
 
 
 @subroutine
 def code4(p: U8, i: Int, r: Int, k: Int) -> Int:
     """The 4-bit code of output r at k in the block packed at p[i]."""
-    return np.int64(p[i + 32 * (k // 4 % 4) + 4 * r + k % 4]) >> (k // 16 * 4) & 15
+    return byte(p, i + 32 * (k // 4 % 4) + 4 * r + k % 4) >> (k // 16 * 4) & 15
 
 
 @subroutine
 def code5(p: U8, i: Int, r: Int, k: Int) -> Int:
     """The 5-bit code of output r at k."""
-    return code4(p, i, r, k) | (np.int64(p[i + 128 + 4 * r + k % 4]) >> (k // 4) & 1) << 4
+    return code4(p, i, r, k) | (byte(p, i + 128 + 4 * r + k % 4) >> (k // 4) & 1) << 4
 
 
 @subroutine
 def code6(p: U8, i: Int, r: Int, k: Int) -> Int:
     """The 6-bit code of output r at k."""
-    return code4(p, i, r, k) | (np.int64(p[i + 128 + 32 * (k // 16) + 4 * r + k % 4]) >> (k // 4 % 4 * 2) & 3) << 4
+    return code4(p, i, r, k) | (byte(p, i + 128 + 32 * (k // 16) + 4 * r + k % 4) >> (k // 4 % 4 * 2) & 3) << 4
 
 
 @subroutine
 def code8(p: U8, i: Int, r: Int, k: Int) -> Int:
     """The 8-bit code of output r at k."""
-    return np.int64(p[i + 32 * (k // 4) + 4 * r + k % 4])
+    return byte(p, i + 32 * (k // 4) + 4 * r + k % 4)
 
 
 @subroutine
 def put_half(p: F16, i: Int, source: U8, at: Int) -> None:
     """Two bytes of a file become p[i]."""
-    p[i] = np.int64(source[at]) | np.int64(source[at + 1]) << 8
+    p[i] = byte(source, at) | byte(source, at + 1) << 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The instructions that some processors have for the vocabulary; each gives the bits of `lower_generic.py`.
 
-AVX2     pmaddubsw adds two products in 16 bits; pmaddwd widens to 32. Exact inside the bounds that `simd.py` states.
+AVX2     pmaddubsw adds two products in 16 bits; pmaddwd widens to 32. Exact inside the bounds that `dot.py` states.
          An unsigned byte is cut in two nibbles, whose sums stand side by side: QuadSums is 32 x int16.
 VNNI     vpdpbusd adds four products to an int32, exact for all bytes.
 NEON     sdot does the same for signed bytes; w - 128 and a correction of 128 * sum(a) make it serve unsigned ones.

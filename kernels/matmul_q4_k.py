@@ -14,7 +14,7 @@ The Q4_K format: ggml.
 
 import numpy as np
 
-from kernels.codes import CODES4, put_code4
+from kernels.codes import CODES4, byte, put_code4
 from kernels.registry import subroutine
 from kernels.terms import (
     halves,
@@ -37,8 +37,8 @@ def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
     start = RECORD * (n // 8)
     put_k_scales(codes, start + 8 * 128 + 16 * j + r, scales, 16 * (n // 8) + r, source, block, j)
     for k in range(32):
-        byte = np.int64(source[block + 16 + j // 2 * 32 + k])
-        put_code4(codes, start + 128 * j, r, k, byte >> (j % 2 * 4))
+        pair = byte(source, block + 16 + j // 2 * 32 + k)
+        put_code4(codes, start + 128 * j, r, k, pair >> (j % 2 * 4))
 
 
 Q4_K = sub_scaled_format("Q4_K", BLOCK_BYTES, CODES4, put)

@@ -14,7 +14,7 @@ The Q5_K format: ggml.
 
 import numpy as np
 
-from kernels.codes import CODES5, put_code5
+from kernels.codes import CODES5, byte, put_code5
 from kernels.registry import subroutine
 from kernels.terms import (
     halves,
@@ -37,8 +37,8 @@ def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
     start = RECORD * (n // 8)
     put_k_scales(codes, start + 8 * 160 + 16 * j + r, scales, 16 * (n // 8) + r, source, block, j)
     for k in range(32):
-        low = np.int64(source[block + 48 + j // 2 * 32 + k]) >> (j % 2 * 4) & 15
-        fifth = np.int64(source[block + 16 + k]) >> j & 1
+        low = byte(source, block + 48 + j // 2 * 32 + k) >> (j % 2 * 4) & 15
+        fifth = byte(source, block + 16 + k) >> j & 1
         put_code5(codes, start + 160 * j, r, k, low | fifth << 4)
 
 

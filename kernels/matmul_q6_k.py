@@ -17,7 +17,7 @@ The Q6_K format: ggml.
 
 import numpy as np
 
-from kernels.codes import Codes, code6, dot6, load_codes6, put_code6, put_half
+from kernels.codes import Codes, byte, code6, dot6, load_codes6, put_code6, put_half
 from kernels.matmul_blocks import block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -71,8 +71,8 @@ def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
     for half in range(2):
         codes[start + 8 * 192 + 16 * j + 8 * half + r] = source[block + 192 + 2 * j + half] ^ 128
     for k in range(32):
-        low = np.int64(source[block + 64 * h + 32 * (g % 2) + k]) >> (g // 2 * 4) & 15
-        high = np.int64(source[block + 128 + 32 * h + k]) >> (2 * g) & 3
+        low = byte(source, block + 64 * h + 32 * (g % 2) + k) >> (g // 2 * 4) & 15
+        high = byte(source, block + 128 + 32 * h + k) >> (2 * g) & 3
         put_code6(codes, start + 192 * j, r, k, low | high << 4)
 
 
@@ -80,7 +80,7 @@ def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
 def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
     """Weight k of lane r in block n."""
     i, j = RECORD * (n // 8), n % 8
-    sub_scale = np.int64(codes[i + 8 * 192 + 16 * j + k // 16 * 8 + r]) - 128
+    sub_scale = byte(codes, i + 8 * 192 + 16 * j + k // 16 * 8 + r) - 128
     return np.float32(sub_scale * (code6(codes, i + 192 * j, r, k) - 32)) * widen_f16(scales[n // 8 * 8 + r])
 
 

@@ -12,7 +12,7 @@ The Q8_0 format: ggml.
 
 import numpy as np
 
-from kernels.codes import CODES8, put_code8, put_half
+from kernels.codes import CODES8, byte, put_code8, put_half
 from kernels.registry import subroutine
 from kernels.terms import halves, scaled_exact, scaled_format, scaled_truth
 from kernels.types import F16, U8, Int
@@ -25,7 +25,7 @@ def put(codes: U8, scales: F16, n: Int, r: Int, source: U8, at: Int) -> None:
     """Block `at` of the file becomes lane r of block n."""
     put_half(scales, 8 * n + r, source, BLOCK_BYTES * at)
     for k in range(32):
-        put_code8(codes, 256 * n, r, k, np.int64(source[BLOCK_BYTES * at + 2 + k]) ^ 128)
+        put_code8(codes, 256 * n, r, k, byte(source, BLOCK_BYTES * at + 2 + k) ^ 128)
 
 
 Q8_0 = scaled_format("Q8_0", BLOCK_BYTES, CODES8, 128, put)

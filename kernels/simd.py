@@ -4,10 +4,7 @@ A kernel that is written in these runs as plain Python, where the twins check wh
 inside its array and that a sum stays inside its bound. `lower_generic.py` says the same in LLVM for any processor, and
 `lower_native.py` in the instructions of those that have better ones; the bits are equal.
 
-Vectors are 32 bytes: `I8x32`, `U8x32`, `I32x8`, `F32x8`. Integer products come in groups of four:
-
-    w: U8x32   w0 w1 w2 w3 | w4 w5 w6 w7 | ...      lane r of the sum gets
-    a: I8x32   a0 a1 a2 a3 | a4 a5 a6 a7 | ...      w[4r] a[4r] + ... + w[4r+3] a[4r+3]
+Vectors are 32 bytes: `I8x32`, `U8x32`, `I32x8`, `F32x8`. What is done with bytes stands in `kernels/dot.py`.
 """
 
 import numpy as np
@@ -25,12 +22,8 @@ from kernels.types import (
     I32x8,
     Int,
     Int32,
-    PairSums,
-    QuadSums,
     U8x32,
 )
-
-INT16_MAX = 32767
 
 
 def _window(array: np.ndarray, i: int, count: int) -> np.ndarray:
@@ -321,91 +314,3 @@ def to_i32(a: F32x8) -> I32x8:
 def _exact_i32(wide: np.ndarray) -> np.ndarray:
     assert (np.abs(wide) <= 2**31 - 1).all(), "int32 overflow"
     return np.asarray(wide).astype(np.int32)
-
-
-# ---- bytes and their products ----
-
-
-@operation
-def low_nibbles(v: U8x32) -> U8x32:
-    """The low four bits of each byte."""
-    return v & np.uint8(15)
-
-
-@operation
-def high_nibbles(v: U8x32) -> U8x32:
-    """The high four bits of each byte."""
-    return v >> np.uint8(4)
-
-
-@operation
-def bit_pairs(v: U8x32, shift: Int) -> U8x32:
-    """Two bits of each byte from bit `shift` (a constant) on, moved to bits 4 and 5."""
-    return ((v >> np.uint8(shift)) & np.uint8(3)) << np.uint8(4)
-
-
-@operation
-def single_bits(v: U8x32, shift: Int) -> U8x32:
-    """Bit `shift` (a constant) of each byte, moved to bit 4."""
-    return ((v >> np.uint8(shift)) & np.uint8(1)) << np.uint8(4)
-
-
-@operation
-def or_u8(a: U8x32, b: U8x32) -> U8x32:
-    """a | b."""
-    return a | b
-
-
-@operation
-def flip_sign_bits(v: I8x32) -> U8x32:
-    """v + 128 as unsigned bytes."""
-    return v.view(np.uint8) ^ np.uint8(128)
-
-
-@operation
-def zero_pair_sums() -> PairSums:
-    """An empty sum for `dot_u4`."""
-    return np.zeros(16, np.int32)
-
-
-@operation
-def dot_u4(sums: PairSums, w: U8x32, a: I8x32) -> PairSums:
-    """Add the products of w in 0..63 with a in -127..127, pairs of which are held in 16 bits.
-
-    The bound is the caller's to keep: for nibbles (0..15) a pair is at most 2 * 15 * 127 = 3810, so eight calls fit into
-    int16 (30480); for six bits (0..63) a pair is at most 16002, so two calls do (32004).
-    """
-    assert w.max() <= 63 and np.abs(a.astype(np.int32)).max() <= 127
-    pairs = (w.astype(np.int32) * a).reshape(16, 2).sum(1, dtype=np.int32)
-    total = sums + pairs
-    assert np.abs(total).max() <= INT16_MAX, "int16 overflow"
-    return total
-
-
-@operation
-def pair_sums(sums: PairSums) -> I32x8:
-    """The eight sums of four products (and of as many calls as were added), in int32."""
-    return sums.reshape(8, 2).sum(1, dtype=np.int32)
-
-
-@operation
-def zero_quad_sums() -> QuadSums:
-    """An empty sum for `dot_u8`."""
-    return np.zeros(8, np.int32)
-
-
-@operation
-def dot_u8(sums: QuadSums, w: U8x32, a: I8x32) -> QuadSums:
-    """Add the products of w in 0..255 with a in -127..127, at most eight times.
-
-    Where the processor multiplies bytes only in saturating 16-bit pairs, w is cut in two nibbles, each of which keeps the
-    bound of `dot_u4`.
-    """
-    assert np.abs(a.astype(np.int32)).max() <= 127
-    return sums + (w.astype(np.int32) * a).reshape(8, 4).sum(1, dtype=np.int32)
-
-
-@operation
-def quad_sums(sums: QuadSums) -> I32x8:
-    """The eight sums of `dot_u8`, in int32."""
-    return sums

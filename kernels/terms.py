@@ -11,7 +11,7 @@ same integers and the same float32 steps, `truth` is float64 without rounding.
 
 import numpy as np
 
-from kernels.codes import Codes, Coding, put_half
+from kernels.codes import Codes, Coding, byte, put_half
 from kernels.matmul_blocks import Format, Subroutine, block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -147,7 +147,7 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         i, j = n // 8, n % 8
         subs = record * i + 8 * size + 16 * j + r
-        product = np.float32(np.int64(codes[subs]) * code(codes, record * i + size * j, r, k))
+        product = np.float32(byte(codes, subs) * code(codes, record * i + size * j, r, k))
         minimum = np.float32(codes[subs + 8]) * widen_f16(scales[16 * i + 8 + r])
         return product * widen_f16(scales[16 * i + r]) + minimum
 
@@ -160,8 +160,8 @@ def put_k_scales(codes: U8, subs: Int, scales: F16, i: Int, source: U8, block: I
     put_half(scales, i, source, block)
     put_half(scales, i + 8, source, block + 2)
     scales[i + 8] = scales[i + 8] ^ 0x8000
-    low, high = np.int64(source[block + 4 + j % 4]), np.int64(source[block + 8 + j % 4])
-    both = np.int64(source[block + 12 + j % 4])
+    low, high = byte(source, block + 4 + j % 4), byte(source, block + 8 + j % 4)
+    both = byte(source, block + 12 + j % 4)
     codes[subs] = low & 63 if j < 4 else both & 15 | low >> 6 << 4
     codes[subs + 8] = high & 63 if j < 4 else both >> 4 | high >> 6 << 4
 
@@ -171,7 +171,8 @@ def k_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high, both = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     sub_scale = np.concatenate([low & 63, both & 15 | low >> 6 << 4], -1)
     sub_minimum = np.concatenate([high & 63, both >> 4 | high >> 6 << 4], -1)
-    return tuple(v.reshape(len(packed), -1).astype(np.int32) for v in (sub_scale, sub_minimum))
+    rows = len(packed)
+    return sub_scale.reshape(rows, -1).astype(np.int32), sub_minimum.reshape(rows, -1).astype(np.int32)
 
 
 def low_and_fifth(nibbles: np.ndarray, fifth: np.ndarray) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""The vocabulary's second part: vectors of bytes, and sums of their products; NumPy twins, as in `kernels/simd.py`.
+
+Integer products come in groups of four:
+
+    w: U8x32   w0 w1 w2 w3 | w4 w5 w6 w7 | ...      lane r of the sum gets
+    a: I8x32   a0 a1 a2 a3 | a4 a5 a6 a7 | ...      w[4r] a[4r] + ... + w[4r+3] a[4r+3]
+"""
+
+import numpy as np
+
+from kernels.registry import operation
+from kernels.types import I8x32, I32x8, Int, PairSums, QuadSums, U8x32
+
+INT16_MAX = 32767
+
+
+@operation
+def low_nibbles(v: U8x32) -> U8x32:
+    """The low four bits of each byte."""
+    return v & np.uint8(15)
+
+
+@operation
+def high_nibbles(v: U8x32) -> U8x32:
+    """The high four bits of each byte."""
+    return v >> np.uint8(4)
+
+
+@operation
+def bit_pairs(v: U8x32, shift: Int) -> U8x32:
+    """Two bits of each byte from bit `shift` (a constant) on, moved to bits 4 and 5."""
+    return ((v >> np.uint8(shift)) & np.uint8(3)) << np.uint8(4)
+
+
+@operation
+def single_bits(v: U8x32, shift: Int) -> U8x32:
+    """Bit `shift` (a constant) of each byte, moved to bit 4."""
+    return ((v >> np.uint8(shift)) & np.uint8(1)) << np.uint8(4)
+
+
+@operation
+def or_u8(a: U8x32, b: U8x32) -> U8x32:
+    """a | b."""
+    return a | b
+
+
+@operation
+def flip_sign_bits(v: I8x32) -> U8x32:
+    """v + 128 as unsigned bytes."""
+    return v.view(np.uint8) ^ np.uint8(128)
+
+
+@operation
+def zero_pair_sums() -> PairSums:
+    """An empty sum for `dot_u4`."""
+    return np.zeros(16, np.int32)
+
+
+@operation
+def dot_u4(sums: PairSums, w: U8x32, a: I8x32) -> PairSums:
+    """Add the products of w in 0..63 with a in -127..127, pairs of which are held in 16 bits.
+
+    The bound is the caller's to keep: for nibbles (0..15) a pair is at most 2 * 15 * 127 = 3810, so eight calls fit into
+    int16 (30480); for six bits (0..63) a pair is at most 16002, so two calls do (32004).
+    """
+    assert w.max() <= 63 and np.abs(a.astype(np.int32)).max() <= 127
+    pairs = (w.astype(np.int32) * a).reshape(16, 2).sum(1, dtype=np.int32)
+    total = sums + pairs
+    assert np.abs(total).max() <= INT16_MAX, "int16 overflow"
+    return total
+
+
+@operation
+def pair_sums(sums: PairSums) -> I32x8:
+    """The eight sums of four products (and of as many calls as were added), in int32."""
+    return sums.reshape(8, 2).sum(1, dtype=np.int32)
+
+
+@operation
+def zero_quad_sums() -> QuadSums:
+    """An empty sum for `dot_u8`."""
+    return np.zeros(8, np.int32)
+
+
+@operation
+def dot_u8(sums: QuadSums, w: U8x32, a: I8x32) -> QuadSums:
+    """Add the products of w in 0..255 with a in -127..127, at most eight times.
+
+    Where the processor multiplies bytes only in saturating 16-bit pairs, w is cut in two nibbles, each of which keeps the
+    bound of `dot_u4`.
+    """
+    assert np.abs(a.astype(np.int32)).max() <= 127
+    return sums + (w.astype(np.int32) * a).reshape(8, 4).sum(1, dtype=np.int32)
+
+
+@operation
+def quad_sums(sums: QuadSums) -> I32x8:
+    """The eight sums of `dot_u8`, in int32."""
+    return sums
