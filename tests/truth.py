@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
@@ -26,7 +27,7 @@ def forward(path: str | os.PathLike[str], ids: Sequence[int]) -> np.ndarray:
     tensors = {t.name: dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]) for t in reader.tensors}
     arch = reader.get_field("general.architecture").contents()
 
-    def key(name: str, default: float | None = None) -> float:
+    def key(name: str, default: Any = None) -> Any:
         field = reader.get_field(f"{arch}.{name}")
         return default if field is None else field.contents()
 
