@@ -1,0 +1,97 @@
+"""Train the embedded default model, from the corpus to the GGUF files, in one command.
+
+    python -m models.train --corpus ../shared/corpus --out models/pretrained
+
+stages (each is skipped if its result is in the work folder; a killed run goes on from its last checkpoint):
+  tokenizer   byte-level BPE on the training stories                      tokenizer.json, ids.npz
+  stable      float training at a constant rate, until --stable-tokens
+              or until a file `decay_now` appears in the work folder      stable.pt
+  float       float training, the rate falling to zero                    float.pt
+  int4        the same windows from stable.pt with the forward pass that the
+              engine computes: Q4_0 matrices, Q8_0 embedding, INT8
+              activations, float16 cache; the rate falling to zero        int4.pt
+  export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
+              measured.json (bits per byte of the three) and samples.txt in the work folder
+
+Progress goes to stderr and loss.csv. The seed is fixed. Needs the extra `train` (PyTorch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder with train.txt, valid.txt, index.tsv")
+    add("--out", type=Path, required=True, help="folder for the model files")
+    add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
+    add("--stable-tokens", type=float, default=9e6, help="tokens at a constant rate (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=2.2e6, help="tokens of each decay (default: %(default).0f)")
+    add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
+    add("--hidden", type=int, default=256, help="width (default: %(default)s)")
+    add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")
+    add("--layers", type=int, default=5, help="(default: %(default)s)")
+    add("--heads", type=int, default=8, help="(default: %(default)s)")
+    add("--kv-heads", type=int, default=4, help="(default: %(default)s)")
+    add("--context", type=int, default=512, help="tokens of a window (default: %(default)s)")
+    add("--batch", type=int, default=8, help="windows a step (default: %(default)s)")
+    add("--matrix-rate", type=float, default=0.015, help="learning rate of Muon (default: %(default)s)")
+    add("--vector-rate", type=float, default=0.004, help="learning rate of AdamW (default: %(default)s)")
+    add("--seed", type=int, default=20, help="(default: %(default)s)")
+    add("--workers", type=int, default=2, help="micro-batches computed at once (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 an error in one line, 130 Ctrl-C (the checkpoints remain)."""
+    options = make_parser().parse_args(arguments)
+    try:
+        from models.training.model import Shape
+        from models.training.pipeline import Plan, run_pipeline
+    except ImportError as error:
+        sys.stderr.write(
+            f"models.train: package {error.name!r} is missing; install the extra: pip install '.[train]'\n"
+        )
+        return 1
+    shape = Shape(
+        options.vocab,
+        options.hidden,
+        options.feed_forward,
+        options.layers,
+        options.heads,
+        options.kv_heads,
+        options.context,
+    )
+    plan = Plan(
+        corpus=options.corpus,
+        out=options.out,
+        work=options.work,
+        shape=shape,
+        seed=options.seed,
+        batch=options.batch,
+        stable_tokens=int(options.stable_tokens),
+        decay_tokens=int(options.decay_tokens),
+        matrix_rate=options.matrix_rate,
+        vector_rate=options.vector_rate,
+        workers=options.workers,
+    )
+    try:
+        run_pipeline(plan)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"models.train: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("models.train: stopped; the same command goes on from the last checkpoint\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

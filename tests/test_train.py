@@ -1,0 +1,158 @@
+"""Fake quantisation and export of models/train.py against NumPy and the `gguf` package. Needs the extra `train`."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
+gguf = pytest.importorskip("gguf")
+
+from models.training import data, export, loop, quantization  # noqa: E402
+from models.training.model import Llama, Shape, attention  # noqa: E402
+from models.training.optimizer import Optimizer, orthogonalize  # noqa: E402
+
+SHAPE = Shape(vocab=260, hidden=64, feed_forward=96, layers=2, heads=4, kv_heads=2, context=24)
+
+
+def weights(n: int, k: int, seed: int) -> np.ndarray:
+    """Normal values with an all-zero block, a block of one value, and a tiny one."""
+    array = np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
+    array[0, :32] = 0
+    array[1, :32] = 0.25
+    array[2, :32] *= 1e-9
+    return array
+
+
+def tiny_model(seed: int) -> Llama:
+    torch.manual_seed(seed)
+    model = Llama(SHAPE)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def test_q4_0_codes_follow_the_formula() -> None:
+    w = weights(5, 96, seed=1)
+    codes, scales = quantization.quantize_q4_0(torch.from_numpy(w))
+    blocks = w.reshape(5, 3, 32)
+    for n in range(5):
+        for b in range(3):
+            block = blocks[n, b]
+            scale = np.float16(block[np.argmax(np.abs(block))] / np.float32(-8))
+            inverse = np.float32(0) if scale == 0 else np.float32(1) / np.float32(scale)
+            expected = np.clip(np.floor(block * inverse + np.float32(8.5)), 0, 15)
+            assert scales[n, b, 0].item() == scale
+            np.testing.assert_array_equal(codes[n, b].numpy(), expected)
+
+
+def test_q8_0_codes_follow_the_formula() -> None:
+    w = weights(4, 64, seed=2)
+    codes, scales = quantization.quantize_q8_0(torch.from_numpy(w))
+    blocks = w.reshape(4, 2, 32)
+    expected_scales = (np.abs(blocks).max(-1, keepdims=True) / np.float32(127)).astype(np.float16)
+    inverse = np.divide(
+        1, expected_scales.astype(np.float32), where=expected_scales != 0, out=np.zeros((4, 2, 1), "f4")
+    )
+    np.testing.assert_array_equal(scales.numpy(), expected_scales)
+    np.testing.assert_array_equal(codes.numpy(), np.clip(np.rint(blocks * inverse), -127, 127))
+
+
+def test_activations_follow_the_formula() -> None:
+    x = weights(3, 96, seed=3)
+    x[2, 64:] = np.float32(1e-38)
+    rounded = quantization.round_activation(torch.from_numpy(x)).numpy().reshape(3, 3, 32)
+    for row, blocks in zip(rounded, x.reshape(3, 3, 32)):
+        for found, block in zip(row, blocks):
+            scale = np.abs(block).max() / np.float32(127)
+            if scale < np.float32(2.0**-126):
+                assert not found.any()
+            else:
+                codes = np.clip(np.rint(block / scale), -127, 127).astype(np.float32)
+                np.testing.assert_array_equal(found, codes * scale)
+
+
+def test_gradient_passes_straight_through() -> None:
+    x = torch.randn(2, 64, requires_grad=True)
+    slope = torch.randn(2, 64)
+    (quantization.fake_activation(x) * slope).sum().backward()
+    assert torch.equal(x.grad, slope)
+    x.grad = None
+    (quantization.fake_half(x) * slope).sum().backward()
+    assert torch.equal(x.grad, slope)
+
+
+def test_packed_bytes_are_read_alike_by_gguf() -> None:
+    w = torch.from_numpy(weights(5, 96, seed=4))
+    q4 = export.pack_q4_0(*quantization.quantize_q4_0(w))
+    q8 = export.pack_q8_0(*quantization.quantize_q8_0(w))
+    assert q4.shape == (5, 3 * 18)
+    assert q8.shape == (5, 3 * 34)
+    found = gguf.dequantize(q4, gguf.GGMLQuantizationType.Q4_0)
+    np.testing.assert_array_equal(found, quantization.dequantize_q4_0(*quantization.quantize_q4_0(w)).numpy())
+    found = gguf.dequantize(q8, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(found, quantization.dequantize_q8_0(*quantization.quantize_q8_0(w)).numpy())
+
+
+@pytest.mark.parametrize("length", [1, 24, 129, 300])
+def test_tiled_attention_equals_the_plain_formula(length: int) -> None:
+    q, k, v = torch.randn(3, 2, 3, length, 8, dtype=torch.float64)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    bound = 8 * (length + 8) * torch.finfo(torch.float64).eps * v.abs().max()
+    assert (attention(q, k, v) - expected).abs().max() <= bound
+
+
+def test_orthogonalized_singular_values_are_near_one() -> None:
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(2, 32, 96)).float())
+    assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
+    """Train two steps quantised, the last at rate zero; the file's values are those of that step's forward pass."""
+    model, rounded = tiny_model(5), Llama(SHAPE)
+    optimizer = Optimizer(model, 0.01, 0.003, 0.05)
+    batch = torch.randint(0, SHAPE.vocab, (4, 25))
+    stage = loop.Stage("int4", True, 0, 2, True)
+    with ThreadPoolExecutor(2) as pool:
+        for step in range(2):
+            loop.train_step(model, rounded, batch, pool)
+            before = [p.clone() for p in rounded.parameters()]
+            optimizer.step(stage.factor(step), pool)
+    story = data.Story("once upon a time there was a little fox " * 9, 1.0)
+    tokenizer = data.train_tokenizer([story], SHAPE.vocab)
+    while tokenizer.get_vocab_size() < SHAPE.vocab:
+        tokenizer.add_tokens([f"extra {tokenizer.get_vocab_size()}"])
+    path = tmp_path / "tiny.gguf"
+    export.write_gguf(path, model, tokenizer, int4=True)
+    for wanted, found in zip(before, export.read_gguf(path).parameters()):
+        assert torch.equal(wanted, found)
+
+
+def test_windows_depend_only_on_seed_and_index() -> None:
+    ids = [np.arange(i, i + 50, dtype=np.uint16) for i in range(0, 500, 50)]
+    scores = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0]
+    straight = data.Windows(ids, scores, 16, seed=6).take(0, 200)
+    resumed = data.Windows(ids, scores, 16, seed=6)
+    assert straight.shape == (200, 17)
+    np.testing.assert_array_equal(resumed.take(123, 77), straight[123:])
+    assert (data.Windows(ids, scores, 16, seed=7).take(0, 200) != straight).any()
+
+
+def test_validation_predicts_each_token_once() -> None:
+    validation = data.Validation(np.arange(100), 321)
+    predicted = np.concatenate([window[1:] for window in validation.windows(16)])
+    np.testing.assert_array_equal(predicted, np.arange(1, 100))
+
+
+def test_tokenizer_splits_like_gpt2() -> None:
+    tokenizer = data.train_tokenizer([data.Story('"I\'ll go," said he.\n\nSo he went.', 1.0)] * 3, 300)
+    state = json.loads(tokenizer.to_str())
+    assert state["pre_tokenizer"]["type"] == "ByteLevel"
+    assert state["pre_tokenizer"]["use_regex"] and not state["pre_tokenizer"]["add_prefix_space"]
+    assert tokenizer.token_to_id(data.END_OF_TEXT) == data.END_OF_TEXT_ID
+    text = "A naïve fox \u2014 \U0001f98a!\n\tEnd "
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
