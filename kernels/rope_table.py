@@ -4,7 +4,8 @@
 
 The frequencies are computed in 50 decimal digits, as turns (angle / 2 pi). A position times the leading 29 bits of a
 frequency is exact in float64, so whole turns fall away without error; the rest of the angle, at most an eighth of a turn
-from a multiple of a quarter, goes through Taylor polynomials. Only +, -, * and rint are used, which IEEE 754 defines to the bit.
+from a multiple of a quarter, goes through Taylor polynomials. Only +, -, * and rint are used, which are exact or rounded
+by IEEE 754 in one way.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
 """
