@@ -1,24 +1,26 @@
 """A team of threads that runs tables of steps: the caller's own thread and workers that it keeps.
 
-The workers run the compiled loop of `kernels/loop.py` without the interpreter's lock. Between jobs they spin for at most a
-millisecond and then sleep. The caller works too, in slices of 50 ms, between which Python can raise KeyboardInterrupt.
+The workers stay in the compiled loop of `kernels/loop.py`, without the interpreter's lock. Between jobs they spin for at
+most a millisecond and then sleep. The caller works too, in slices of 50 ms, between which Python can raise
+KeyboardInterrupt: the workers are idle then, so the team stays usable.
 """
 
 import os
 import threading
 import weakref
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from engine.errors import OptionError
 from kernels.compiler import ENTRY, Compiler, compiler
-from kernels.loop import ASLEEP, EXIT, JOB, LINE, NEXT, STEP_WIDTH, WORKERS, lead, start, sync_block, work
+from kernels.loop import LINE, MEET, NEXT, STEP_WIDTH, dismiss, lead, sync_block, work
+from kernels.registry import Kernel
 from kernels.run import STOP
 
 SLICE_NS = 50_000_000
 PATIENCE_NS = 1_000_000
-LOOP_KERNELS = (lead, start, work)
+LOOP_KERNELS = (lead, work, dismiss)
 
 
 def default_threads() -> int:
@@ -51,62 +53,62 @@ class _Shared:
 
     size: int
     run: np.ndarray
-    sync: np.ndarray
-    wake: list[threading.Semaphore]
+    kernels: Compiler  # it keeps the machine code in memory
+    addresses: dict[str, int]
+    sync: np.ndarray = field(default_factory=sync_block)
     workers: list[threading.Thread] = field(default_factory=list)
 
-    def begin(self, addresses: dict[str, int]) -> None:
+    def enter(self, kernel: Kernel, rank: int, step: np.ndarray) -> None:
+        """Run one of the loop's kernels in the calling thread; step[1] becomes the address of `sync`."""
+        step[1] = self.sync.ctypes.data
+        ENTRY(self.addresses[kernel.name])(step.ctypes.data, rank, self.size, self.run.ctypes.data)
+
+    def begin(self) -> None:
         """Start the workers."""
-        entry = ENTRY(addresses[work.name])
         for rank in range(1, self.size):
-            thread = threading.Thread(target=_worker, args=(self, rank, entry), daemon=True, name=f"intengine-{rank}")
+            step = np.array([0, 0, PATIENCE_NS], np.int64)
+            name = f"intengine-{rank}"
+            thread = threading.Thread(target=self.enter, args=(work, rank, step), daemon=True, name=name)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.end()
+                raise OptionError(f"threads: {self.size}: worker {rank} can't start ({error}); use fewer") from None
             self.workers.append(thread)
-            thread.start()
 
-    def stop(self) -> None:
-        """End the workers."""
-        self.sync[EXIT * LINE] = 1
-        self.sync[JOB * LINE] += 1
-        for wake in self.wake:
-            wake.release()
+    def end(self) -> None:
+        """Let the workers end."""
+        self.enter(dismiss, 0, np.zeros(2, np.int64))
         for thread in self.workers:
-            thread.join(timeout=1)
-
-
-def _worker(shared: _Shared, rank: int, entry: Any) -> None:
-    step = np.array([0, shared.sync.ctypes.data, PATIENCE_NS], np.int64)
-    state = (WORKERS + rank) * LINE
-    while not shared.sync[EXIT * LINE]:
-        entry(step.ctypes.data, rank, shared.size, shared.run.ctypes.data)
-        if shared.sync[state]:
-            shared.wake[rank].acquire()
-            shared.sync[state] = 0
+            if thread is not threading.current_thread():
+                thread.join(timeout=1)
 
 
 class Team:
     """`size` threads, the caller's included, that run one job at a time; `run` is the run block that kernels read.
 
     Not to be used from two threads at once: who owns a team queues its callers.
+
+    Raises:
+        OptionError: if the system doesn't let this process have so many threads.
     """
 
     def __init__(self, size: int, run: np.ndarray, kernels: Compiler = compiler) -> None:
         self.size = size
         self.run_block = run
-        self._compiler = kernels
+        self._kernels = kernels
+        self._addresses = kernels.addresses(LOOP_KERNELS)
+        self._lead = ENTRY(self._addresses[lead.name])
         self._begin()
         _teams.add(self)
 
     def _begin(self) -> None:
-        self._addresses = self._compiler.addresses(LOOP_KERNELS)
-        sync = sync_block(self.size)
-        wake = [threading.Semaphore(0) for _ in range(self.size)]
-        self._shared = _Shared(self.size, self.run_block, sync, wake)
-        self._start = ENTRY(self._addresses[start.name])
-        self._lead = ENTRY(self._addresses[lead.name])
-        self._lead_step = np.array([0, sync.ctypes.data], np.int64)
-        self._start_step = np.array([0, sync.ctypes.data, 0, 0, 0, SLICE_NS], np.int64)
-        self._end = weakref.finalize(self, self._shared.stop)
-        self._shared.begin(self._addresses)
+        shared = _Shared(self.size, self.run_block, self._kernels, self._addresses)
+        self._end = weakref.finalize(self, shared.end)
+        shared.begin()
+        self._step = np.array([0, shared.sync.ctypes.data, 0, 0, 0, SLICE_NS], np.int64)
+        self._arguments = (self._step.ctypes.data, 0, self.size, self.run_block.ctypes.data)
+        self._shared: _Shared | None = shared
 
     def run(self, table: np.ndarray) -> bool:
         """Run all steps of a table, (steps, STEP_WIDTH) int64; whether it got to the end before STOP was set.
@@ -114,29 +116,25 @@ class Team:
         Raises:
             KeyboardInterrupt: between two slices of time; the steps done until then stay done.
         """
-        assert table.shape[1] == STEP_WIDTH and table[-1, -1], "the last step of a table must meet"
-        shared, step, run = self._shared, self._start_step, self.run_block
-        step[2:5] = table.ctypes.data, len(table), 0
-        while True:
-            self._start(step.ctypes.data, 0, self.size, run.ctypes.data)
-            if shared.sync[ASLEEP * LINE]:
-                for rank in range(1, self.size):
-                    if shared.sync[(WORKERS + rank) * LINE]:
-                        shared.wake[rank].release()
-                self._lead(self._lead_step.ctypes.data, 0, self.size, run.ctypes.data)
-            done = int(shared.sync[NEXT * LINE])
-            if done == len(table) or run[STOP]:
-                return done == len(table)
-            step[4] = done
+        assert table.shape[1] == STEP_WIDTH and table[-1, MEET], "the last step of a table must meet"
+        if self._shared is None:
+            self._begin()
+        assert self._shared and self._end.alive, "this team is closed"
+        done = 0
+        while done < len(table) and not (done and self.run_block[STOP]):
+            self._step[2:5] = table.ctypes.data, len(table), done
+            self._lead(*self._arguments)
+            done = int(self._shared.sync[NEXT * LINE])
+        return done == len(table)
 
     def close(self) -> None:
         """End the workers; the team can't run any more."""
         self._end()
 
     def after_fork(self) -> None:
-        """In a child process the workers are gone: start new ones."""
-        self._end.detach()
-        self._begin()
+        """In a child process the workers are gone: the next job starts new ones."""
+        if self._end.detach():
+            self._shared = None
 
 
 _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()

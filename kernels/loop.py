@@ -5,13 +5,17 @@
     sync    int64, one cache line (LINE words) for each value that several workers write
 
 Work inside a step is split by `rank` and `size`; a step whose last word is 0 does not wait for the others, since the next
-one does not read what it writes. The barrier is two atomics: a count of arrivals and a generation. The last to arrive decides
-whether all leave, and publishes that with the generation, so that all leave at the same step. They leave when the run's STOP
-is set, or when the slice of time is over: the main thread then lets Python handle signals and begins a new slice at NEXT.
+one does not read what it writes. The barrier is two atomics: a count of arrivals and a generation. The last to arrive
+decides whether all leave, and publishes that with the generation, so that all leave at the same step. They leave when the
+run's STOP is set, or when the slice of time is over: the main thread then lets Python handle signals and begins a new
+slice at NEXT.
 
-A worker that has nothing to do spins for `patience` nanoseconds, then says that it sleeps and returns to Python, which
-blocks (`engine/threads.py`). A Dekker handshake (two sequentially consistent swaps) makes sure that no job is missed.
+A worker that has nothing to do spins for `patience` nanoseconds, then sleeps until the next job, all in compiled code: a
+lock and a condition of the operating system see to it that no job is missed, and an exception in the caller's Python finds
+the team idle, never in the middle of a job.
 """
+
+import ctypes
 
 import numpy as np
 
@@ -19,12 +23,15 @@ from kernels.machine import (
     atomic_add,
     atomic_load,
     atomic_store,
-    atomic_swap,
     call_kernel,
+    lock,
     nanoseconds,
     pause,
     pointer_to,
     set_float_mode,
+    unlock,
+    wait,
+    wake_all,
     yield_processor,
 )
 from kernels.registry import kernel, subroutine
@@ -35,17 +42,19 @@ STEP_WIDTH = 32
 MEET = STEP_WIDTH - 1  # the word of a step that says whether all meet after it
 LINE = 16  # int64 words between values that different workers write: two cache lines
 
-# Words of `sync`, in lines
-ARRIVED, GENERATION, LEAVE, OVERDUE, NEXT, JOB, TABLE, STEPS, SIZE, DEADLINE, ASLEEP, EXIT = range(12)
-WORKERS = 12  # from this line on, one line for each worker: whether it sleeps, and the last job that it has seen
-SEEN = 1
+# Words of `sync`, in lines. JOB counts the jobs; negative: no more will come. MUTEX and CONDITION are the system's own.
+ARRIVED, GENERATION, LEAVE, OVERDUE, NEXT, JOB, TABLE, STEPS, SIZE, DEADLINE, MUTEX, CONDITION, LINES = range(13)
 
 SPINS = 100  # pauses before a waiting worker begins to yield the processor
 
 
-def sync_block(workers: int) -> np.ndarray:
+def sync_block() -> np.ndarray:
     """The shared words of a team of workers, none of whom has started."""
-    return np.zeros((WORKERS + workers) * LINE, np.int64)
+    sync = np.zeros(LINES * LINE, np.int64)
+    system = ctypes.CDLL(None)
+    system.pthread_mutex_init(ctypes.c_void_p(sync[MUTEX * LINE :].ctypes.data), None)
+    system.pthread_cond_init(ctypes.c_void_p(sync[CONDITION * LINE :].ctypes.data), None)
+    return sync
 
 
 @subroutine
@@ -93,16 +102,28 @@ def run_table(sync: I64, run: I64, rank: Int) -> Int:
     return i
 
 
-@kernel
-def lead(rank: Int, size: Int, run: I64, sync: I64) -> None:
-    """Run the job as worker 0 until all steps are done or all leave; NEXT then says how far they got."""
-    run_table(sync, run, 0)
+@subroutine
+def post(sync: I64, job: Int) -> None:
+    """Set JOB, and wake the workers that sleep."""
+    lock(sync, MUTEX * LINE)
+    atomic_store(sync, JOB * LINE, job)
+    wake_all(sync, CONDITION * LINE)
+    unlock(sync, MUTEX * LINE)
+
+
+@subroutine
+def sleep(sync: I64, seen: Int) -> None:
+    """Sleep until JOB is no longer `seen`."""
+    lock(sync, MUTEX * LINE)
+    while atomic_load(sync, JOB * LINE) == seen:
+        wait(sync, CONDITION * LINE, MUTEX * LINE)
+    unlock(sync, MUTEX * LINE)
 
 
 @kernel
-def start(rank: Int, size: Int, run: I64, sync: I64, table: Int, steps: Int, first: Int, slice_ns: Int) -> None:
-    """Give `size` workers a job: steps first..steps of the table, for about `slice_ns`. Where none sleeps, lead it at once;
-    else ASLEEP says that some must be woken before `lead`. A team's size stays the same, and the last step meets.
+def lead(rank: Int, size: Int, run: I64, sync: I64, table: Int, steps: Int, first: Int, slice_ns: Int) -> None:
+    """Give all `size` workers a job, steps first..steps of the table, and do it with them as worker 0, for about `slice_ns`;
+    NEXT then says how far they got. A team's size stays the same, and the last step meets.
     """
     sync[TABLE * LINE] = table
     sync[STEPS * LINE] = steps
@@ -110,38 +131,34 @@ def start(rank: Int, size: Int, run: I64, sync: I64, table: Int, steps: Int, fir
     sync[SIZE * LINE] = size
     sync[DEADLINE * LINE] = nanoseconds() + slice_ns
     sync[OVERDUE * LINE] = 0
-    asleep = 0
     if size > 1:
-        atomic_add(sync, JOB * LINE, 1)
-        for worker in range(1, size):
-            asleep += atomic_add(sync, (WORKERS + worker) * LINE, 0)
-    sync[ASLEEP * LINE] = asleep
-    if asleep == 0:
-        run_table(sync, run, 0)
+        post(sync, sync[JOB * LINE] + 1)
+    run_table(sync, run, 0)
 
 
 @kernel
 def work(rank: Int, size: Int, run: I64, sync: I64, patience: Int) -> None:
-    """Worker `rank`: run jobs as they come; return when none came for `patience` nanoseconds, or for good at EXIT."""
-    mine = (WORKERS + rank) * LINE
-    seen = sync[mine + SEEN]
-    while atomic_load(sync, EXIT * LINE) == 0 and atomic_load(sync, mine) == 0:
+    """Worker `rank`: run jobs as they come, and sleep when none came for `patience` nanoseconds; return when dismissed."""
+    seen = 0
+    while seen >= 0:
         since = nanoseconds()
         spins = 0
-        while atomic_load(sync, JOB * LINE) == seen and atomic_load(sync, mine) == 0:
+        job = atomic_load(sync, JOB * LINE)
+        while job == seen:
             spins += 1
             if spins < SPINS:
                 pause()
             else:
                 yield_processor()
                 if nanoseconds() - since > patience:
-                    atomic_swap(sync, mine, 1)
-                    if atomic_add(sync, JOB * LINE, 0) != seen:
-                        atomic_swap(sync, mine, 0)
-        job = atomic_load(sync, JOB * LINE)
-        if job != seen:
-            atomic_store(sync, mine, 0)
-            seen = job
-            sync[mine + SEEN] = seen
-            if rank < sync[SIZE * LINE]:
-                run_table(sync, run, rank)
+                    sleep(sync, seen)
+            job = atomic_load(sync, JOB * LINE)
+        seen = job
+        if job > 0:
+            run_table(sync, run, rank)
+
+
+@kernel
+def dismiss(rank: Int, size: Int, run: I64, sync: I64) -> None:
+    """Let all workers return; the team must be idle."""
+    post(sync, -1)

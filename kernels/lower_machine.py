@@ -32,12 +32,14 @@ def _atomic_add(b: ir.IRBuilder, p: ir.Value, i: ir.Value, value: ir.Value) -> i
     return b.atomic_rmw("add", b.gep(p, [i]), value, "seq_cst")
 
 
-def _atomic_swap(b: ir.IRBuilder, p: ir.Value, i: ir.Value, value: ir.Value) -> ir.Value:
-    return b.atomic_rmw("xchg", b.gep(p, [i]), value, "seq_cst")
+def _system(name: str) -> Lowering:
+    """A call of the system's function `name` on the addresses of p[i], p[j], ...; what it returns is dropped."""
 
+    def lowering(b: ir.IRBuilder, *values: ir.Value) -> None:
+        pointers = [b.gep(values[0], [i]) for i in values[1:]]
+        b.call(_function(b, name, i32, *(p.type for p in pointers)), pointers)
 
-def _yield_processor(b: ir.IRBuilder) -> None:
-    b.call(_function(b, "sched_yield", i32), [])
+    return lowering
 
 
 def _nanoseconds(b: ir.IRBuilder) -> ir.Value:
@@ -88,8 +90,11 @@ def lowerings(target: Target) -> dict[str, Lowering]:
         "atomic_load": _atomic_load,
         "atomic_store": _atomic_store,
         "atomic_add": _atomic_add,
-        "atomic_swap": _atomic_swap,
-        "yield_processor": _yield_processor,
+        "lock": _system("pthread_mutex_lock"),
+        "unlock": _system("pthread_mutex_unlock"),
+        "wait": _system("pthread_cond_wait"),
+        "wake_all": _system("pthread_cond_broadcast"),
+        "yield_processor": _system("sched_yield"),
         "nanoseconds": _nanoseconds,
         "call_kernel": _call_kernel,
         "pointer_to": lambda b, address: b.inttoptr(address, i64.as_pointer()),

@@ -1,4 +1,4 @@
-"""What a worker needs of the machine besides arithmetic: atomics, a pause, the clock, the float mode, a call by address.
+"""What a worker needs of the machine besides arithmetic: atomics, sleep, the clock, the float mode, a call by address.
 
 These have no meaning in plain Python: their twins refuse to run.
 """
@@ -32,12 +32,6 @@ def atomic_add(p: I64, i: Int, value: Int) -> Int:
 
 
 @operation
-def atomic_swap(p: I64, i: Int, value: Int) -> Int:
-    """p[i] = value; what it held before."""
-    _native_only()
-
-
-@operation
 def pause() -> None:
     """Tell the processor that this is a spin."""
     _native_only()
@@ -46,6 +40,30 @@ def pause() -> None:
 @operation
 def yield_processor() -> None:
     """Let another thread run (`sched_yield`)."""
+    _native_only()
+
+
+@operation
+def lock(p: I64, i: Int) -> None:
+    """Take the mutex at p[i] (`pthread_mutex_lock`)."""
+    _native_only()
+
+
+@operation
+def unlock(p: I64, i: Int) -> None:
+    """Give it back."""
+    _native_only()
+
+
+@operation
+def wait(p: I64, condition: Int, mutex: Int) -> None:
+    """Sleep until p[condition] is signalled, without the mutex p[mutex] meanwhile (`pthread_cond_wait`)."""
+    _native_only()
+
+
+@operation
+def wake_all(p: I64, condition: Int) -> None:
+    """Signal p[condition] to all that wait (`pthread_cond_broadcast`)."""
     _native_only()
 
 
