@@ -22,10 +22,10 @@ from engine.errors import EngineError
 from engine.escape import escape
 from engine.gguf import GGUFFile, Value
 from engine.gguf_config import read_config
-from engine.gguf_types import SUPPORTED
-from models.config import LIMITS, ModelConfig, expected_tensors
+from models.config import LIMITS, ModelConfig
+from models.state import cache_shapes, plan, scratch_shapes, shapes_bytes
+from models.weights import weight_bytes
 
-CHUNK = 256  # tokens of a prompt that go through the model together
 SHOWN = 6  # elements of an array that are shown
 
 
@@ -34,14 +34,12 @@ def memory(file: GGUFFile, config: ModelConfig, context: int) -> dict[str, int]:
 
     context: positions in the KV cache.  What Python and its libraries take comes on top.
     """
-    matrices = [name for name, shape in expected_tensors(config).items() if len(shape) == 2]
-    quantised = any(SUPPORTED[file.tensors[name].type].quantised for name in matrices)
-    rows = min(CHUNK, context)
-    widths = 3 * config.hidden_size + 2 * config.query_size + 2 * config.kv_size + 3 * config.feed_forward_size
+    types = {name: info.type for name, info in file.tensors.items()}
+    limits = plan(config, types, context, workers=1)
     sizes = {
-        "weights": sum(info.nbytes for info in file.tensors.values()),
-        "kv_cache": 2 * config.layers * context * config.kv_size * (2 if quantised else 4),
-        "scratch": 4 * (rows * widths + config.vocab_size),
+        "weights": weight_bytes(config, types),
+        "kv_cache": shapes_bytes(cache_shapes(config, limits)),
+        "scratch": shapes_bytes(scratch_shapes(config, limits)),
     }
     return sizes | {"total": sum(sizes.values())}
 

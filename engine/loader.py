@@ -1,8 +1,8 @@
 """From a GGUF file to what runs: configuration, tokeniser, packed weights, cache, scratch and the table of steps.
 
-All that can be wrong with a file is found before a kernel is compiled. The weights are then repacked by all threads, one tensor
-after another, and the file's pages are let go as soon as they are used, so that the file and the weights are never both in
-memory.
+All that can be wrong with a file is found before a kernel is compiled. The weights are then repacked by all threads, one
+tensor after another, and the file's pages are let go as soon as they are used, so that the file and the weights are never
+both in memory.
 """
 
 import os
@@ -24,16 +24,14 @@ from kernels.rope_table import rope_tables
 from kernels.run import run_block
 from models.architectures import ARCHITECTURES
 from models.config import ModelConfig, expected_tensors
-from models.forward import Forward
 from models.formats import FORMS
+from models.forward import Forward
 from models.memory import Arena
-from models.state import Limits, State
+from models.state import State, plan
 from models.steps import Steps
 from models.weights import Matrix, Weights, assemble, empty_matrix, padded, weight_bytes
 
 DEFAULT_CONTEXT = 2048
-CHUNK = 256  # rows in one run
-LOGIT_BYTES = 16 << 20  # what the logits of one run may take
 EXPONENTS = {"float32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 
 
@@ -71,9 +69,9 @@ def load_gguf(
     with GGUFFile.open(path) as file:
         config = read_config(file)
         tokenizer = Tokenizer.from_gguf(file.metadata, config.vocab_size, file.path)
-        limits = _limits(config, file, threads, context, chunk, slots)
         types = {name: tensor.type for name, tensor in file.tensors.items()}
         _check_forms(file, types)
+        limits = plan(config, types, _context(config, context, file.path), threads, chunk, slots)
         vectors = {name: _vector(file, name) for name, shape in expected_tensors(config).items() if len(shape) == 1}
         arena = Arena(weight_bytes(config, types))
         tensors: dict[str, Matrix | np.ndarray] = {}
@@ -98,19 +96,13 @@ def load_gguf(
     return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, seconds, compile_s)
 
 
-def _limits(
-    config: ModelConfig, file: GGUFFile, threads: int, context: int | None, chunk: int, slots: int
-) -> Limits:
+def _context(config: ModelConfig, asked: int | None, path: str) -> int:
     trained = config.context_length
-    if context is None:
-        context = min(trained, DEFAULT_CONTEXT)
-    elif not 1 <= context <= trained:
-        raise OptionError(f"context: {context} for {file.path}, which was trained for {trained}; ask for 1 to {trained}")
-    rows = min(chunk, context)
-    logit_rows = max(1, slots, min(rows, LOGIT_BYTES // (4 * config.vocab_size)))
-    matrices = [name for name, shape in expected_tensors(config).items() if len(shape) == 2]
-    unquantised = all(file.tensors[name].type == "F32" for name in matrices)
-    return Limits(rows, logit_rows, slots, context, threads, unquantised)
+    if asked is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if not 1 <= asked <= trained:
+        raise OptionError(f"context: {asked} for {path}, which was trained for {trained}; ask for 1 to {trained}")
+    return asked
 
 
 def _check_forms(file: GGUFFile, types: Mapping[str, str]) -> None:
@@ -156,4 +148,4 @@ def _check_finite(file: GGUFFile, name: str, tensor: Matrix | np.ndarray) -> Non
     for start in range(0, len(array), 1 << 20):
         if ((array[start : start + (1 << 20)].view(bits) & exponent) == exponent).any():
             what = "a scale" if "scales" in tensor.arrays else "a weight"
-            raise FileError(f"{file.path}: tensor '{name}': {what} is NaN or infinite, expected finite ones; get a sound copy")
+            raise FileError(f"{file.path}: tensor '{name}': {what} is NaN or infinite, expected finite; get a sound copy")

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels import matmul_float, matmul_q4_0, matmul_q8_0
+from kernels import (
+    matmul_float,
+    matmul_q4_0,
+    matmul_q4_1,
+    matmul_q4_k,
+    matmul_q5_0,
+    matmul_q5_1,
+    matmul_q5_k,
+    matmul_q6_k,
+    matmul_q8_0,
+)
 from kernels.matmul_blocks import Format
 from kernels.registry import Kernel
 
@@ -57,7 +67,13 @@ FORMS = {
     form.name: form
     for form in (
         _blocks(matmul_q4_0.Q4_0),
+        _blocks(matmul_q4_1.Q4_1),
+        _blocks(matmul_q5_0.Q5_0),
+        _blocks(matmul_q5_1.Q5_1),
         _blocks(matmul_q8_0.Q8_0),
+        _blocks(matmul_q4_k.Q4_K),
+        _blocks(matmul_q5_k.Q5_K),
+        _blocks(matmul_q6_k.Q6_K),
         _floats("F32", "float32", matmul_float.matmul_f32, matmul_float.pack_f32, matmul_float.embed_f32),
         _floats("F16", "uint16", matmul_float.matmul_f16, matmul_float.pack_f16, matmul_float.embed_f16),
         _floats("BF16", "uint16", matmul_float.matmul_bf16, matmul_float.pack_f16, matmul_float.embed_bf16),

@@ -7,15 +7,20 @@ Scratch: one row for each token of a run. Rows are padded to whole blocks of 32 
 the steps behind it, and the next layer writes over it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.attention import scratch_floats
 from kernels.quantize import BLOCK, tiled_rows
-from models.config import ModelConfig
+from models.config import ModelConfig, expected_tensors
+from models.formats import FORMS
 from models.memory import Arena, aligned
 from models.weights import padded
 
+CHUNK = 256  # tokens of a prompt in one run
+LOGIT_BYTES = 16 << 20
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -45,6 +50,17 @@ class Limits:
         return -(-self.context // 8)
 
 
+def plan(
+    config: ModelConfig, types: Mapping[str, str], context: int, workers: int, chunk: int = CHUNK, slots: int = 1
+) -> Limits:
+    """The limits of an engine; `types`: the type of each tensor by its name. Logits of one run take at most LOGIT_BYTES."""
+    rows = min(chunk, context)
+    logit_rows = max(slots, min(rows, max(1, LOGIT_BYTES // (4 * config.vocab_size))))
+    matrices = [name for name, shape in expected_tensors(config).items() if len(shape) == 2]
+    quantised = any(FORMS[types[name]].quantised for name in matrices)
+    return Limits(rows, logit_rows, slots, context, workers, float_cache=not quantised)
+
+
 def cache_shapes(config: ModelConfig, limits: Limits) -> Shapes:
     """The arrays of the cache: `keys` and `values` of all layers, and `slots`."""
     dtype = "float32" if limits.float_cache else "uint16"
@@ -67,13 +83,9 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
         shapes[f"{name}_sums"] = ("int32", (rows * blocks * 2,))
     widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
     shapes["no_bias"] = ("float32", (widest,))
-    shapes["scores"] = ("float32", (limits.workers, score_floats(config, limits)))
+    scores = scratch_floats(config.heads, config.kv_heads, config.head_size, limits.blocks)
+    shapes["scores"] = ("float32", (limits.workers, scores))
     return shapes
-
-
-def score_floats(config: ModelConfig, limits: Limits) -> int:
-    """Floats that one worker needs for the scores of attention."""
-    return (config.heads // config.kv_heads) * (limits.blocks * 8 + 64)
 
 
 def shapes_bytes(shapes: Shapes) -> int:

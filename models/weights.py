@@ -76,13 +76,6 @@ class Weights:
     output: Matrix
     rope_divisors: np.ndarray | None
 
-    @property
-    def unquantised(self) -> bool:
-        """Whether every matrix is float32."""
-        first = self.layers[0]
-        matrices = (self.token_embd, self.output, first.q, first.ffn_down)
-        return all(matrix.form.name == "F32" for matrix in matrices)
-
 
 def weight_bytes(config: ModelConfig, types: Mapping[str, str]) -> int:
     """Bytes that the weights take, packed; `types`: the type of each tensor by its name."""

@@ -1,0 +1,267 @@
+"""The engine as Python sees it: `LLM`, a model with one conversation's cache.
+
+    prompt ids --chunks--> run(table) --> logits of the last row --> sampler --> id --> text that is certain
+                              ^                                                   |
+                              +------------------ one row ------------------------+
+
+Calls from several threads queue. The cache remembers the ids that it holds: a prompt that begins like them is not
+computed again, which changes no byte, since no result depends on how a prompt is cut.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ContextError, OptionError
+from engine.loader import Loaded, load_gguf
+from engine.results import Generation, Piece, Score, Timings
+from engine.sampling import Sampler, kernels_for_sampling, logprob
+from engine.sampling_options import SamplingOptions
+from engine.text import TextStream
+from engine.threads import default_threads
+from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, SLOT, STOP, TOKEN, WIDTH
+from models.state import CHUNK
+
+Progress = Callable[[int, int], None]
+
+
+class LLM:
+    """A loaded model. Made by `engine.load`; may be used from several threads, whose calls then queue."""
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        self.name = name
+        self.config = loaded.config
+        self.tokenizer = loaded.tokenizer
+        self.context = loaded.state.limits.context
+        self.load_s, self.compile_s = loaded.load_s, loaded.compile_s
+        self._loaded = loaded
+        self._run = loaded.team.run_block
+        self._rows = self._run[FIRST:].reshape(-1, WIDTH)
+        self._logits = loaded.state.scratch["logits"]
+        self._held: list[int] = []
+        self._lock = threading.RLock()
+
+    # ---- text and ids ----
+
+    def tokenize(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
+        """The ids of a text; `bos`: begin with the start token (None: where the vocabulary asks for it); `special`: read
+        control tokens such as <|im_end|> from the text."""
+        return self.tokenizer.encode(text, bos=bos, special=special)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of ids."""
+        return self.tokenizer.decode(ids)
+
+    # ---- the model ----
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits after each of the ids: (T, V) float32."""
+        ids = self._checked(ids)
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        with self._lock:
+            for start, rows in self._all_logits(ids):
+                out[start : start + len(rows)] = rows
+        return out
+
+    def score(self, text: str | Sequence[int]) -> Score:
+        """How likely a text is, token by token; nothing is sampled, and no more than a chunk's logits is kept."""
+        ids = self._ids(text)
+        logprobs: list[float] = []
+        with self._lock:
+            for start, rows in self._all_logits(ids):
+                following = ids[start + 1 : start + 1 + len(rows)]
+                logprobs += [logprob(row, id_) for row, id_ in zip(rows, following)]
+        mean = math.fsum(logprobs) / len(logprobs) if logprobs else math.nan
+        return Score(ids, logprobs, math.exp(-mean) if logprobs else math.nan)
+
+    def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Run all ids; in chunks: the index of the first row, and the rows' logits (valid until the next chunk)."""
+        self._held = []
+        size = self._logits.shape[0]
+        for start in range(0, len(ids), size):
+            chunk = ids[start : start + size]
+            self._forward(chunk, start, list(range(len(chunk))))
+            yield start, self._logits[: len(chunk), : self.config.vocab_size]
+
+    def _forward(self, ids: list[int], position: int, wanted: list[int]) -> None:
+        """One run: ids at position, position + 1, ...; the logits of the rows `wanted` come to lie in `_logits`."""
+        count, rows = len(ids), self._rows
+        rows[:count, TOKEN] = ids
+        rows[:count, POSITION] = np.arange(position, position + count)
+        rows[:count, SLOT] = 0
+        rows[: len(wanted), LOGIT_ROW] = wanted
+        self._run[ROWS], self._run[LOGIT_ROWS] = count, len(wanted)
+        del self._held[position:]
+        self._loaded.team.run(self._loaded.table)
+        self._held += ids
+
+    # ---- generation ----
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """Continue a prompt; the options are those of `stream`."""
+        text: list[str] = []
+        ids: list[int] = []
+        stream = self._stream(prompt, **options)
+        while True:
+            try:
+                piece = next(stream)
+            except StopIteration as end:
+                reason, timings, rest = end.value
+                return Generation("".join(text) + rest, ids, reason, timings)
+            text.append(piece.text)
+            ids.append(piece.id)
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Piece]:
+        """Continue a prompt, piece by piece; closing the iterator ends the work.
+
+        Args:
+            prompt: Text, or token ids as they are.
+            max_tokens: Generate at most this many (128).
+            temperature: 0 takes the most likely token; else logits are divided by it (0).
+            top_k, top_p, min_p: Keep the k most likely (0: all); the most likely that make up p (1.0: all); those at
+                least min_p times as likely as the first (0).
+            repetition_penalty: Logits of ids among the last 64 are divided (negative ones multiplied) by it (1.0).
+            seed: Of the random numbers (0).
+            stop: Strings that end the text; they are not part of it.
+            ignore_eos: Go on after an end token.
+            progress: Called with (tokens done, tokens in all) after each chunk of the prompt.
+
+        Raises:
+            OptionError: for an option outside its range, or ids outside the vocabulary.
+            ContextError: for a prompt that leaves no room in the context.
+        """
+        stream = self._stream(prompt, **options)
+
+        def pieces() -> Iterator[Piece]:
+            rest = yield from stream
+            if rest[2]:
+                yield Piece(rest[2], -1, 0.0)
+
+        return pieces()
+
+    def cancel(self) -> None:
+        """End the generation that is running, from another thread; it finishes as `cancelled`."""
+        self._run[STOP] = 1
+
+    def _stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        stop: Sequence[str] | str = (),
+        ignore_eos: bool = False,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Any:
+        options = SamplingOptions.checked(max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
+        ids = self._ids(prompt)
+        if len(ids) > self.context:
+            raise ContextError(f"prompt: {len(ids)} tokens, the context holds {self.context}; shorten it or load with a larger context")
+        return self._pieces(ids, options, progress)
+
+    def _pieces(self, ids: list[int], options: SamplingOptions, progress: Progress | None) -> Any:
+        with self._lock:
+            self._run[STOP] = 0
+            begin = time.perf_counter()
+            reused = self._prefill(ids, progress)
+            prefilled = time.perf_counter()
+            sampler = Sampler(options, self.tokenizer, self._logits[0], self.config.vocab_size)
+            text = TextStream(options.stop)
+            reason = "length"
+            generated = 0
+            for generated in range(1, options.max_tokens + 1):
+                id_, logp = sampler.next(ids)
+                ids.append(id_)
+                if id_ in self.tokenizer.end_ids and not options.ignore_eos:
+                    yield Piece("", id_, logp)
+                    reason = "end"
+                    break
+                yield Piece(text.push(self.tokenizer.piece(id_)), id_, logp)
+                if text.stopped:
+                    reason = "stop"
+                    break
+                if generated == options.max_tokens:
+                    break
+                if len(ids) > self.context:
+                    reason = "context"
+                    break
+                self._forward(ids[-1:], len(ids) - 1, [0])
+                if self._run[STOP]:
+                    reason = "cancelled"
+                    break
+            decoded = time.perf_counter()
+            timings = Timings(
+                len(ids) - generated, reused, prefilled - begin, generated, decoded - prefilled, self.load_s
+            )
+            return reason, timings, text.finish()
+
+    def _prefill(self, ids: list[int], progress: Progress | None) -> int:
+        """Bring the cache up to `ids`, with the logits of the last one; how many it already held."""
+        same = 0
+        for held, id_ in zip(self._held, ids[:-1]):
+            if held != id_:
+                break
+            same += 1
+        chunk = self._loaded.state.limits.rows
+        for start in range(same, len(ids), chunk):
+            part = ids[start : start + chunk]
+            last = start + len(part) == len(ids)
+            self._forward(part, start, [len(part) - 1] if last else [])
+            if progress:
+                progress(start + len(part), len(ids))
+        return same
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._checked(self.tokenizer.encode(prompt), "the text is empty and the vocabulary has no start token")
+        return self._checked(prompt)
+
+    def _checked(self, ids: Sequence[int], empty: str = "no ids") -> list[int]:
+        ids = [int(id_) for id_ in ids]
+        if not ids:
+            raise OptionError(f"prompt: {empty}; give at least one token")
+        wrong = [id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size]
+        if wrong:
+            raise OptionError(f"prompt: token id {wrong[0]}, expected 0 to {self.config.vocab_size - 1}")
+        if len(ids) > self.context:
+            raise ContextError(f"prompt: {len(ids)} tokens, the context holds {self.context}; shorten it or load with more")
+        return ids
+
+    def close(self) -> None:
+        """End the threads; the model can't run any more."""
+        self._loaded.team.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def load(
+    model: str | os.PathLike[str], threads: int | None = None, context: int | None = None, chunk: int = CHUNK
+) -> LLM:
+    """Load a GGUF file.
+
+    Args:
+        model: Path of the file.
+        threads: How many compute (default: the physical cores that this process may use).
+        context: Positions that the cache holds (default: what the model was trained for, at most 2048).
+        chunk: Prompt tokens computed in one run.
+
+    Raises:
+        EngineError: one line, for whatever is wrong with the file or an option.
+    """
+    from engine import kernel_cache
+
+    for name, value, high in (("threads", threads, 1024), ("context", context, 2**24), ("chunk", chunk, 4096)):
+        if value is not None and not (isinstance(value, int) and 1 <= value <= high):
+            raise OptionError(f"{name}: {value!r}, expected a whole number from 1 to {high}")
+    kernel_cache.use()
+    loaded = load_gguf(model, threads or default_threads(), context, chunk, kernels_for_sampling())
+    return LLM(loaded, os.fspath(model))
