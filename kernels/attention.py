@@ -15,9 +15,9 @@ the latency of fma, and every load is used twice. An odd last head is computed t
 cache while all pairs of heads that a worker has pass over them. The work, (key/value head, row, pair of heads), is cut into
 shares of equal cost, a row costing its blocks plus OVERHEAD.
 
-Scratch of one worker, `scratch_floats` long, for the P = 2 * pairs heads of a group:
+Scratch of one worker, `score_floats` long, for the P = 2 * pairs heads of a group:
 
-    | P x context_blocks x 8 scores | P x D x 8 sums of w v | P x 8 sums of w |
+    | P x D x 8 sums of w v | P x 8 sums of w | P rows of scores, 8 for each block of the longest sequence |
 
 Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", 2023, section 2.2.
 """
@@ -54,10 +54,10 @@ OVERHEAD = 8
 ZERO, MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
 
 
-def scratch_floats(heads: int, kv_heads: int, head_size: int, context_blocks: int) -> int:
-    """Floats of scratch that each worker needs."""
-    floats = 2 * -(-heads // kv_heads // 2) * 8 * (context_blocks + head_size + 1)
-    return -(-floats // 32) * 32
+def score_floats(heads: int, kv_heads: int, head_size: int, blocks: int) -> int:
+    """Floats of scratch that each worker needs, for sequences of at most `blocks` blocks of 8 positions."""
+    pairs = (heads // kv_heads + 1) // 2
+    return -(-2 * pairs * 8 * (head_size + 1 + blocks) // 32) * 32
 
 
 @subroutine
@@ -214,21 +214,20 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
         start: Int,
         step: Int,
         scratch: F32,
-        region: Int,
         sums: Int,
         totals: Int,
+        row: Int,
         group: Int,
         first: Int,
         end: Int,
         head_size: Int,
-        context_blocks: Int,
         length: Int,
         scale: Float,
     ) -> None:
         """Pairs first..end of the `group` query heads at q[i] over `length` positions of the cache from `start`."""
         blocks = (length + 7) // 8
         last = blocks - 1
-        row = 8 * context_blocks
+        region = totals + 8 * 2 * ((group + 1) // 2)
         for tile in range(0, blocks, TILE):
             for pair in range(first, end):
                 ha, hb = 2 * pair, least(2 * pair + 1, group - 1)
@@ -268,21 +267,20 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
         q: F32,
         keys: Any,
         values: Any,
-        scratch: F32,
+        scores: F32,
         slots: I64,
         heads: Int,
         kv_heads: Int,
         head_size: Int,
-        context_blocks: Int,
         q_stride: Int,
-        out_stride: Int,
-        scratch_stride: Int,
+        stride: Int,
+        score_stride: Int,
         scale: Float,
     ) -> None:
         """out (T, H, D) = attention of q (T, H, D) over the cache, up to and with each row's own position.
 
-        Rows are q_stride and out_stride floats apart. A sequence has at most 8 * context_blocks positions. Each worker has
-        `scratch_stride` floats of scratch, at least `scratch_floats`.
+        Rows are q_stride floats apart in q, `stride` in out. Each worker has score_stride floats of scratch in `scores`, as
+        many as `score_floats` says.
         """
         rows = run[ROWS]
         group = heads // kv_heads
@@ -291,9 +289,9 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
         for t in range(rows):
             cost += run[FIRST + WIDTH * t + POSITION] // 8 + OVERHEAD
         start, end = share(cost * kv_heads * pairs, rank, size)
-        region = rank * scratch_stride
-        sums = region + 2 * pairs * 8 * context_blocks
+        sums = rank * score_stride
         totals = sums + 2 * pairs * 8 * head_size
+        row = (score_stride // (2 * pairs) // 8 - head_size - 1) * 8
         step = kv_heads * head_size * 8
         done = 0
         for g in range(kv_heads):
@@ -307,22 +305,21 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
                     base = slots[run[FIRST + WIDTH * t + SLOT]] * step + g * head_size * 8
                     attend(
                         out,
-                        t * out_stride + g * group * head_size,
+                        t * stride + g * group * head_size,
                         q,
                         t * q_stride + g * group * head_size,
                         keys,
                         values,
                         base,
                         step,
-                        scratch,
-                        region,
+                        scores,
                         sums,
                         totals,
+                        row,
                         group,
                         first,
                         stop,
                         head_size,
-                        context_blocks,
                         position + 1,
                         scale,
                     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kernel_runs import assert_same_bits, rows_block, run_both
 
-from kernels.attention import attention_exact, attention_f16, attention_f32, attention_truth, scratch_floats
+from kernels.attention import attention_exact, attention_f16, attention_f32, attention_truth, score_floats
 from kernels.registry import Kernel
 
 
@@ -16,21 +16,20 @@ def arguments(
     q_stride, out_stride = H * D + 3, H * D + 9
     q = rng.normal(0, 1, (T, q_stride)).astype(np.float32)
     caches = [rng.normal(0, 1, (max(slots) + context_blocks, G, D, 8)).astype(dtype) for _ in range(2)]
-    stride = scratch_floats(H, G, D, context_blocks)
+    stride = score_floats(H, G, D, context_blocks)
     values = {
         "out": np.zeros(T * out_stride, np.float32),
         "q": q.ravel(),
         "keys": caches[0].ravel(),
         "values": caches[1].ravel(),
-        "scratch": np.full(5 * stride, np.nan, np.float32),
+        "scores": np.full(5 * stride, np.nan, np.float32),
         "slots": np.array(slots, np.int64),
         "heads": H,
         "kv_heads": G,
         "head_size": D,
-        "context_blocks": context_blocks,
         "q_stride": q_stride,
-        "out_stride": out_stride,
-        "scratch_stride": stride,
+        "stride": out_stride,
+        "score_stride": stride,
         "scale": float(D**-0.5),
     }
     return values, q[:, : H * D].reshape(T, H, D), *caches
