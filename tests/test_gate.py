@@ -1,0 +1,65 @@
+"""The feed-forward gate: twin, machine code and NumPy reference to the bit, and the reference against float64."""
+
+import numpy as np
+import pytest
+from kernel_runs import assert_same_bits, rows_block, run_both
+
+from kernels.gate import silu_gate, silu_gate_exact, silu_gate_quantize, silu_gate_quantize_exact, silu_gate_truth
+from kernels.quantize import tiled_rows, untile
+from kernels.run import ROWS
+
+SHAPES = [(1, 32, 32), (1, 160, 192), (3, 96, 128), (6, 64, 96)]
+
+
+def data(rows: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(rows + stride)
+    return tuple(rng.normal(0, 4, (rows, stride)).astype(np.float32) for _ in range(2))
+
+
+@pytest.mark.parametrize(("rows", "width", "stride"), SHAPES)
+def test_silu_gate(rows: int, width: int, stride: int) -> None:
+    gate, up = data(rows, stride)
+    gate[:, -1] = up[:, 0] = gate[:, 1] = 0
+    values = {"gate": gate.ravel(), "up": up.ravel(), "blocks": width // 32, "stride": stride, "count": ROWS}
+    (out,) = run_both(silu_gate, rows_block(rows), ("out",), out=np.zeros(rows * stride, np.float32), **values)
+    out = out.reshape(rows, stride)
+    assert_same_bits(out[:, :width], silu_gate_exact(gate, up)[:, :width])
+    assert not out[:, width:].any()
+
+
+@pytest.mark.parametrize(("rows", "width", "stride"), SHAPES)
+def test_silu_gate_quantize(rows: int, width: int, stride: int) -> None:
+    gate, up = data(rows, stride)
+    blocks = width // 32
+    slots = tiled_rows(rows) * blocks
+    codes, scales, sums = run_both(
+        silu_gate_quantize,
+        rows_block(rows),
+        ("codes", "scales", "sums"),
+        codes=np.zeros(32 * slots, np.int8),
+        scales=np.zeros(slots, np.float32),
+        sums=np.zeros(2 * slots, np.int32),
+        gate=gate.ravel(),
+        up=up.ravel(),
+        blocks=blocks,
+        stride=stride,
+        count=ROWS,
+    )
+    expected_codes, expected_scales = silu_gate_quantize_exact(gate[:, :width], up[:, :width])
+    assert (untile(codes.reshape(slots, 32), rows, blocks).reshape(rows, width) == expected_codes).all()
+    assert_same_bits(untile(scales, rows, blocks), expected_scales)
+    halves = expected_codes.reshape(rows, blocks, 2, 16).sum(-1, dtype=np.int32)
+    assert (untile(sums.reshape(slots, 2), rows, blocks) == halves).all()
+
+
+def test_far_values() -> None:
+    gate = np.array([1e4, -1e4, 100, -100, -88, 1e-30, 0.0], np.float32)
+    found = silu_gate_exact(gate, np.ones_like(gate))
+    assert np.abs(found - silu_gate_truth(gate, np.ones(7))).max() <= 1e-3 * 2.0**-24 and np.isfinite(found).all()
+
+
+def test_near_the_truth() -> None:
+    gate, up = data(40, 1000)
+    truth = silu_gate_truth(gate, up)
+    # exp to one unit (two halves); 1 + exp, the quotient and the product to half a unit each
+    assert (np.abs(silu_gate_exact(gate, up) - truth) <= 5 * 2.0**-24 * np.abs(truth)).all()
