@@ -1,20 +1,24 @@
 """Compiled kernels on disk: compiled once for each user, processor and version of the kernels, then only loaded.
 
-    ROOT/<hash>/<kernel>.o      MAGIC | SHA-256 of the object code | object code
+    ROOT/kernels-<hash>/<kernel>.o      MAGIC | SHA-256 of folder, kernel and object code | object code
 
-ROOT is `$INTENGINE_CACHE`, or `intengine` in the user's cache folder; it and what is in it belong to the user alone (0700). The
-folder's name is a hash of all files of `kernels/`, the versions of Numba and llvmlite, and the processor compiled for, so
-an edit anywhere gives a new folder. A file that is cut short, altered, or not the user's own is removed and built again.
+ROOT is `$INTENGINE_CACHE`, or `intengine` in the user's cache folder; it and what is in it belong to the user alone (0700).
+The folder's name is a hash of all files of `kernels/`, the versions of Numba and llvmlite, and the processor compiled for,
+so an edit anywhere gives a new folder. A file that is cut short, altered, or that another user could have written is
+removed and built again. Where nothing can be kept, the engine works without.
 """
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from kernels.registry import Kernel
 from kernels.target import host
 
 MAGIC = b"intengine object 1\n"
+HEAD = len(MAGIC) + hashlib.sha256().digest_size
+FOLDER = re.compile(r"kernels-[0-9a-f]{40}")
 FOLDERS_KEPT = 8
 QUIET_SECONDS = 1.0
 
@@ -47,15 +53,19 @@ def folder_name() -> str:
     target = host()
     for part in (version("numba"), version("llvmlite"), target.triple, target.cpu, target.features, sys.platform):
         digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:40]
+    return f"kernels-{digest.hexdigest()[:40]}"
 
 
 class KernelCache:
-    """A store for `kernels.compiler.Compiler`: object code by kernel name, in one folder."""
+    """A store for `kernels.compiler.Compiler`: object code by kernel name, in one folder.
+
+    `trouble` says why nothing could be kept, or is empty.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.folder = (root or default_root()) / folder_name()
-        self._usable: bool | None = None
+        self.trouble = ""
+        self._used = False
 
     def get(self, name: str) -> bytes | None:
         """The object code of a kernel; None where there is none that can be trusted (that file is then removed)."""
@@ -68,49 +78,61 @@ class KernelCache:
                 owned = _only_mine(os.fstat(file.fileno()))
         except OSError:
             return None
-        head, code = data[: len(MAGIC) + 32], data[len(MAGIC) + 32 :]
-        if owned and head == MAGIC + hashlib.sha256(code).digest():
+        head, code = data[:HEAD], data[HEAD:]
+        if owned and head == self._head(name, code):
             return code
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
 
     def put(self, name: str, code: bytes) -> None:
         """Keep the object code of a kernel; where the folder can't be written, do without."""
         temporary = None
         try:
-            if not self._is_safe(create=True):
+            self._create()
+            if not self._is_safe():
                 return
             handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
             with open(handle, "wb") as file:
-                file.write(MAGIC + hashlib.sha256(code).digest() + code)
+                file.write(self._head(name, code) + code)
             os.replace(temporary, self.folder / f"{name}.o")
-        except OSError:
+        except OSError as error:
+            self.trouble = str(error)
             if temporary:
-                Path(temporary).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
 
-    def _is_safe(self, create: bool = False) -> bool:
-        """Whether the folder and its root are there and only the user's; they are made where `create` is set."""
-        if self._usable is None:
-            if not self.folder.is_dir():
-                if not create:
-                    return False
-                self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self.folder.mkdir(mode=0o700, exist_ok=True)
-                _forget_old(self.folder)
-            self._usable = all(_only_mine(os.stat(path)) for path in (self.folder, self.folder.parent))
-            if self._usable:
+    def _head(self, name: str, code: bytes) -> bytes:
+        return MAGIC + hashlib.sha256(f"{self.folder.name}/{name}\0".encode() + code).digest()
+
+    def _create(self) -> None:
+        """Make the folder where it isn't there, and forget old ones."""
+        if not self.folder.is_dir():
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            _forget_old(self.folder)
+
+    def _is_safe(self) -> bool:
+        """Whether nobody else can write to the folder and its root; marks it as used today."""
+        for path in (self.folder, self.folder.parent):
+            if not _only_mine(os.stat(path)):
+                self.trouble = f"{path}: others can write to it"
+                return False
+        if not self._used:
+            self._used = True
+            with contextlib.suppress(OSError):
                 os.utime(self.folder)
-        return self._usable
+        return True
 
 
 def _only_mine(status: os.stat_result) -> bool:
-    mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    mine = not hasattr(os, "geteuid") or status.st_uid in (os.geteuid(), 0)  # root could write anywhere
     return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _forget_old(folder: Path) -> None:
     """Remove the folders of earlier versions beyond the last few that were used."""
-    others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder and len(path.name) == 40]
+    others = [path for path in folder.parent.iterdir() if path != folder and FOLDER.fullmatch(path.name)]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[FOLDERS_KEPT - 1 :]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -132,20 +154,37 @@ def prepare(needed: Iterable[Kernel], using: Compiler = compiler) -> float:
     Raises:
         KernelError: where Numba is told not to compile.
     """
-    needed = list(needed)
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise KernelError("NUMBA_DISABLE_JIT: is set, but the engine runs compiled kernels only; unset it")
+    needed = list(needed)
     missing = using.missing(needed)
     begin = time.perf_counter()
-    said = False
-    for done, kernel in enumerate(missing):
-        if not said and time.perf_counter() - begin > QUIET_SECONDS / 2:
-            said = True
-            sys.stderr.write(f"compiling {len(missing) - done} kernels for {host().cpu}, once ... ")
-            sys.stderr.flush()
-        using.addresses([kernel])
+    if missing:
+        with _said_when_slow(f"compiling {len(missing)} kernels for {host().cpu}, once", using):
+            using.addresses(missing)
     using.addresses(needed)
-    seconds = time.perf_counter() - begin
-    if said:
-        sys.stderr.write(f"{seconds:.1f} s\n")
-    return seconds if missing else 0.0
+    return time.perf_counter() - begin if missing else 0.0
+
+
+@contextlib.contextmanager
+def _said_when_slow(what: str, using: Compiler) -> Iterator[None]:
+    """A line on stderr if the work inside takes long: `what`, and when done how long, and why it will be again."""
+
+    def say() -> None:
+        said.set()
+        sys.stderr.write(f"{what} ... ")
+        sys.stderr.flush()
+
+    said = threading.Event()
+    begin = time.perf_counter()
+    timer = threading.Timer(QUIET_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if said.is_set():
+            trouble = using.store.trouble if isinstance(using.store, KernelCache) else ""
+            sys.stderr.write(f"{time.perf_counter() - begin:.1f} s{trouble and f' (not kept: {trouble})'}\n")

@@ -98,21 +98,26 @@ def llvm_module(kernel: Kernel, target: Target) -> llvm.ModuleRef:
     return numba_lowering.module(kernel.body, list(kernel.operands.values()), entry_name(kernel), target)
 
 
+WHOLES = (int, np.integer)
+REALS = (*WHOLES, float, np.floating)
+
+
 def operand(mark: Scalar | Pointer, value: Any) -> int:
     """The int64 that stands for an operand in a step: an address, an integer, or a float's bits.
 
     Raises TypeError for an array of another dtype, a strided one, or a value of another kind: compiled code can't tell.
     """
     if isinstance(mark, Pointer):
-        if not isinstance(value, np.ndarray) or value.dtype != mark.dtype or not value.flags.c_contiguous:
-            found = f"{value.dtype}, contiguous: {value.flags.c_contiguous}" if isinstance(value, np.ndarray) else value
-            raise TypeError(f"expected a C-contiguous {mark.dtype} array, found {found}")
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"expected an array of {mark.dtype}, found {type(value).__name__} {value!r}")
+        if value.dtype != mark.dtype:
+            raise TypeError(f"expected an array of {mark.dtype}, found {value.dtype}")
+        if not (value.flags.c_contiguous and value.flags.aligned):
+            raise TypeError(f"expected a C-contiguous, aligned array, found strides {value.strides} of {value.shape}")
         return int(value.ctypes.data)
-    if mark.dtype == "float32":
-        return int(np.float32(value).view(np.int32))
-    if not isinstance(value, int | np.integer):
-        raise TypeError(f"expected an integer, found {value!r}")
-    return int(value)
+    if not isinstance(value, REALS if mark.dtype == "float32" else WHOLES):
+        raise TypeError(f"expected a number of {mark.dtype}, found {type(value).__name__} {value!r}")
+    return int(np.float32(value).view(np.int32)) if mark.dtype == "float32" else int(value)
 
 
 def operands(kernel: Kernel, values: dict[str, Any]) -> list[int]:

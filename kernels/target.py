@@ -1,7 +1,7 @@
 """The processor that kernels are compiled for, as Numba would choose it, found without importing Numba.
 
-`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` choose another one, as they do for Numba; `kernels/compiler.py` holds that both
-agree. What a lowering may use is read from here, never from the processor: with `NUMBA_CPU_NAME=generic` the processor
+`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES` and `NUMBA_ENABLE_AVX=0` choose another one, as they do for Numba; a test holds that
+both agree. What a lowering may use is read from here, never from the processor: with `NUMBA_CPU_NAME=generic` the processor
 still has AVX2 and the compiler does not.
 """
 
@@ -59,8 +59,18 @@ def host() -> Target:
     name = os.environ.get("NUMBA_CPU_NAME") or None
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
-        features = "" if name and name.lower() == "generic" else llvm.get_host_cpu_features().flatten()
+        features = "" if name and name.lower() == "generic" else _host_features()
     return Target(llvm.get_process_triple(), name or llvm.get_host_cpu_name(), features)
+
+
+def _host_features() -> str:
+    try:
+        found = llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM can't tell: the processor's name is all there is
+        return ""
+    if os.environ.get("NUMBA_ENABLE_AVX") == "0":
+        found.update({name: False for name in found if name.startswith("avx")})
+    return found.flatten()
 
 
 def target_machine(target: Target) -> llvm.TargetMachine:
