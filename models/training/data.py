@@ -2,7 +2,7 @@
 
 A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`): one story after another, each
 followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is plainer) in the
-files' order. Plain stories are used more often: a story appears COPIES times in one round of training.
+files' order. Plain stories are used more often: COPIES says how many times a story appears in one round of training.
 
     stream   <|endoftext|> story <|endoftext|> story ...       uint16
     window   512 inputs and the 512 tokens that follow them    (T + 1,)
@@ -19,8 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-COPIES = ((1.8, 3), (2.4, 2), (float("inf"), 1))
+Copies = tuple[tuple[float, int], ...]
+COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 1))
 """Upper bound of the simplicity score, and how often such a story is used in one round."""
+DECAY_COPIES: Copies = ((1.8, 3), (2.4, 1), (float("inf"), 0))
+"""The same while the learning rate falls: what is learned last shows most, and the model should write plainly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +79,10 @@ def encode_stories(tokenizer: Tokenizer, stories: list[Story]) -> list[np.ndarra
 class Windows:
     """Training windows in a fixed order: window i depends only on the seed, so a run resumes by its count of windows."""
 
-    def __init__(self, ids: list[np.ndarray], scores: list[float], length: int, seed: int) -> None:
+    def __init__(self, ids: list[np.ndarray], scores: list[float], length: int, seed: int, copies: Copies) -> None:
         """ids: one uint16 array per story; scores: their simplicity; length: T, tokens predicted per window."""
         self._ids = ids
-        self._copies = [next(copies for bound, copies in COPIES if score < bound) for score in scores]
+        self._copies = [next(count for bound, count in copies if score < bound) for score in scores]
         self._length = length
         self._seed = seed
         self._round = -1

@@ -1,8 +1,8 @@
 """From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
 
-    stable    float, constant rate ----+--> float   float, rate to zero: the model to compare with; F16 file
-                                       |            and, rounded plainly, the INT4 file to compare with
-                                       +--> int4    quantised forward, rate to zero, same windows: the model we ship
+    stable    float, constant rate ----+--> int4    quantised forward, rate to zero: the model we ship
+                                       +--> float   float, rate to zero, same windows: the model to compare with (F16 file)
+                                                    and, rounded plainly, the INT4 file to compare with
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -137,15 +137,16 @@ def run_pipeline(plan: Plan) -> None:
     tokenizer = _prepare_tokenizer(plan, stories)
     ids = _prepare_ids(plan, tokenizer, stories)
     validation = data.make_validation(tokenizer, data.read_stories(plan.corpus, "valid"))
-    windows = data.Windows(ids, [story.score for story in stories], plan.shape.context, plan.seed)
+    scores = [story.score for story in stories]
+    windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.COPIES)
     full = validation.windows(plan.shape.context)[:-1]
     quick = full[:: max(1, len(full) // QUICK_WINDOWS)]
     bytes_per_token = validation.text_bytes / (len(validation.stream) - 1)
     run = loop.Run(plan.work, windows, quick, bytes_per_token, plan.batch, 200, 50, plan.workers)
 
     stable = _run_stage(run, plan, "stable", None)
-    for name in ("float", "int4"):
-        run.windows = data.Windows(ids, [story.score for story in stories], plan.shape.context, plan.seed)
+    for name in ("int4", "float"):
+        run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES)
         _run_stage(run, plan, name, stable)
 
     float_model, tokens = _load(plan, plan.work / "float.pt")

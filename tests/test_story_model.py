@@ -1,0 +1,77 @@
+"""The embedded model's file against its training forward pass (needs the extra `train`) and against llama.cpp."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models.pretrained
+
+STORY = Path(models.pretrained.__file__).parent / "story.gguf"
+PROMPTS = ("Once upon a time", "The little rabbit", "One day the old king called his three sons and said")
+STEPS = 64
+
+pytestmark = pytest.mark.skipif(not STORY.exists(), reason="models/pretrained/story.gguf is not there")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural log-probabilities, float64, of logits (T, V)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+def mean_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
+    """Mean KL(p || q) in nats over the rows of logits (T, V)."""
+    p, q = log_softmax(p_logits), log_softmax(q_logits)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def test_file_is_small() -> None:
+    assert STORY.stat().st_size <= 8e6
+
+
+@pytest.mark.long
+def test_engine_computes_the_training_forward_pass() -> None:
+    """KL divergence under 1e-5: the training forward adds in another order, which now and then moves an int8 code by one."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
+    pytest.importorskip("gguf")
+    import engine
+    from models.training.export import read_gguf
+
+    model = read_gguf(STORY)
+    llm = engine.load(STORY)
+    rng = np.random.default_rng(8)
+    for prompt in PROMPTS:
+        ids = llm.tokenize(prompt) + llm.generate(prompt, max_tokens=150, temperature=0.8, ignore_eos=True).ids
+        ids += rng.integers(0, model.shape.vocab, 40).tolist()
+        with torch.no_grad():
+            trained = model(torch.tensor([ids]), "int8")[0].numpy()
+        assert mean_divergence(trained, llm.logits(ids)) < 1e-5
+
+
+@pytest.mark.long
+def test_llama_cpp_continues_with_the_same_tokens() -> None:
+    """64 greedy tokens, parted by near-ties only: the two best logits then lie within what INT8 activations can move."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    import engine
+
+    llm = engine.load(STORY)
+    peer = llama_cpp.Llama(str(STORY), n_ctx=512, logits_all=True, verbose=False, seed=0)
+    for prompt in PROMPTS:
+        ids = llm.tokenize(prompt)
+        assert peer.tokenize(prompt.encode()) == ids
+        ours = llm.generate(prompt, max_tokens=STEPS, temperature=0.0, ignore_eos=True).ids
+        theirs: list[int] = []
+        for id_ in peer.generate(ids, temp=0.0, repeat_penalty=1.0):
+            theirs.append(id_)
+            if len(theirs) == STEPS:
+                break
+        if ours != theirs:
+            step = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+            row = log_softmax(llm.logits(ids + ours[:step])[-1:])[0]
+            margin = row[ours[step]] - row[theirs[step]]
+            assert 0 <= margin < math.log(1.05), f"{prompt!r}: parted at step {step}, margin {margin:.4f} nats"
