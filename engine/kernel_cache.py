@@ -156,7 +156,7 @@ def prepare(needed: Iterable[Kernel], using: Compiler = compiler) -> float:
     """
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise KernelError("NUMBA_DISABLE_JIT: is set, but the engine runs compiled kernels only; unset it")
-    needed = list(needed)
+    needed = list({kernel.name: kernel for kernel in needed}.values())
     missing = using.missing(needed)
     begin = time.perf_counter()
     if missing:

@@ -13,25 +13,35 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import models.pretrained
+from engine import kernel_cache
 from engine.errors import ContextError, OptionError
 from engine.loader import Loaded, load_gguf
 from engine.results import Generation, Piece, Score, Timings
 from engine.sampling import Sampler, kernels_for_sampling, logprob
-from engine.sampling_options import SamplingOptions
+from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options, whole
 from engine.text import TextStream
 from engine.threads import default_threads
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, SLOT, STOP, TOKEN, WIDTH
 from models.state import CHUNK
 
 Progress = Callable[[int, int], None]
+DEFAULT_MODEL = Path(models.pretrained.__file__).parent / "story.gguf"
 
 
 class LLM:
-    """A loaded model. Made by `engine.load`; may be used from several threads, whose calls then queue."""
+    """A loaded model. Made by `engine.load`; may be used from several threads, whose calls then queue.
+
+    Attributes:
+        name, config, tokenizer: Of the model; context: positions that the cache holds.
+        load_s: Seconds that loading took; compile_s: those of them that compiling kernels took.
+        last: Finish reason and timings of the last generation that came to its end.
+    """
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self.name = name
@@ -44,6 +54,7 @@ class LLM:
         self._rows = self._run[FIRST:].reshape(-1, WIDTH)
         self._logits = loaded.state.scratch["logits"]
         self._held: list[int] = []
+        self.last: tuple[str, Timings] | None = None
         self._lock = threading.RLock()
 
     # ---- text and ids ----
@@ -148,44 +159,38 @@ class LLM:
         """End the generation that is running, from another thread; it finishes as `cancelled`."""
         self._run[STOP] = 1
 
-    def _stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = 128,
-        stop: Sequence[str] | str = (),
-        ignore_eos: bool = False,
-        progress: Progress | None = None,
-        **sampling: Any,
-    ) -> Any:
-        options = SamplingOptions.checked(max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
-        ids = self._ids(prompt)
-        if len(ids) > self.context:
-            raise ContextError(f"prompt: {len(ids)} tokens, the context holds {self.context}; shorten it or load with a larger context")
-        return self._pieces(ids, options, progress)
+    def _stream(self, prompt: str | Sequence[int], progress: Progress | None = None, **options: Any) -> Any:
+        length, sampling = generation_options(options)
+        return self._pieces(self._ids(prompt), length, sampling, progress)
 
-    def _pieces(self, ids: list[int], options: SamplingOptions, progress: Progress | None) -> Any:
+    def _pieces(
+        self, ids: list[int], length: GenerationOptions, sampling: SamplingOptions, progress: Progress | None
+    ) -> Any:
+        """Yield pieces; the value of the generator is (finish reason, timings, the text that was held back)."""
+        prompt_tokens = len(ids)
         with self._lock:
             self._run[STOP] = 0
             begin = time.perf_counter()
             reused = self._prefill(ids, progress)
             prefilled = time.perf_counter()
-            sampler = Sampler(options, self.tokenizer, self._logits[0], self.config.vocab_size)
-            text = TextStream(options.stop)
+            sampler = Sampler(sampling, self.tokenizer, self._logits[0], self.config.vocab_size)
+            text = TextStream(length.stop)
+            at_start = all(id_ == self.tokenizer.bos_id for id_ in ids)
             reason = "length"
-            generated = 0
-            for generated in range(1, options.max_tokens + 1):
+            while len(ids) - prompt_tokens < length.max_tokens:
                 id_, logp = sampler.next(ids)
                 ids.append(id_)
-                if id_ in self.tokenizer.end_ids and not options.ignore_eos:
-                    yield Piece("", id_, logp)
+                if id_ in self.tokenizer.end_ids and not length.ignore_eos:
                     reason = "end"
+                    yield Piece("", id_, logp)
                     break
-                yield Piece(text.push(self.tokenizer.piece(id_)), id_, logp)
+                piece = self.tokenizer.piece(id_, start=at_start)
+                at_start = False
+                yield Piece(text.push(piece), id_, logp)
                 if text.stopped:
                     reason = "stop"
                     break
-                if generated == options.max_tokens:
+                if len(ids) - prompt_tokens == length.max_tokens:
                     break
                 if len(ids) > self.context:
                     reason = "context"
@@ -196,8 +201,14 @@ class LLM:
                     break
             decoded = time.perf_counter()
             timings = Timings(
-                len(ids) - generated, reused, prefilled - begin, generated, decoded - prefilled, self.load_s
+                prompt_tokens=prompt_tokens,
+                reused_tokens=reused,
+                prefill_s=prefilled - begin,
+                generated_tokens=len(ids) - prompt_tokens,
+                decode_s=decoded - prefilled,
+                load_s=self.load_s,
             )
+            self.last = reason, timings
             return reason, timings, text.finish()
 
     def _prefill(self, ids: list[int], progress: Progress | None) -> int:
@@ -218,7 +229,9 @@ class LLM:
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
-            return self._checked(self.tokenizer.encode(prompt), "the text is empty and the vocabulary has no start token")
+            return self._checked(
+                self.tokenizer.encode(prompt), "the text is empty and the vocabulary has no start token"
+            )
         return self._checked(prompt)
 
     def _checked(self, ids: Sequence[int], empty: str = "no ids") -> list[int]:
@@ -229,7 +242,9 @@ class LLM:
         if wrong:
             raise OptionError(f"prompt: token id {wrong[0]}, expected 0 to {self.config.vocab_size - 1}")
         if len(ids) > self.context:
-            raise ContextError(f"prompt: {len(ids)} tokens, the context holds {self.context}; shorten it or load with more")
+            raise ContextError(
+                f"prompt: {len(ids)} tokens, the context holds {self.context}; shorten it or load with more"
+            )
         return ids
 
     def close(self) -> None:
@@ -244,24 +259,28 @@ class LLM:
 
 
 def load(
-    model: str | os.PathLike[str], threads: int | None = None, context: int | None = None, chunk: int = CHUNK
+    model: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    chunk: int = CHUNK,
+    cache: str | os.PathLike[str] | None = None,
 ) -> LLM:
-    """Load a GGUF file.
+    """Load a model.
 
     Args:
-        model: Path of the file.
+        model: Path of a GGUF file (default: the small model that comes along).
         threads: How many compute (default: the physical cores that this process may use).
         context: Positions that the cache holds (default: what the model was trained for, at most 2048).
         chunk: Prompt tokens computed in one run.
+        cache: Folder in which compiled kernels are kept (default: `$INTENGINE_CACHE`, or in the user's cache folder).
 
     Raises:
         EngineError: one line, for whatever is wrong with the file or an option.
     """
-    from engine import kernel_cache
-
-    for name, value, high in (("threads", threads, 1024), ("context", context, 2**24), ("chunk", chunk, 4096)):
-        if value is not None and not (isinstance(value, int) and 1 <= value <= high):
-            raise OptionError(f"{name}: {value!r}, expected a whole number from 1 to {high}")
-    kernel_cache.use()
-    loaded = load_gguf(model, threads or default_threads(), context, chunk, kernels_for_sampling())
-    return LLM(loaded, os.fspath(model))
+    for name, value, high in (("threads", threads, 1024), ("context", context, 1 << 24), ("chunk", chunk, 4096)):
+        if value is not None:
+            whole(name, value, 1, high)
+    path = DEFAULT_MODEL if model is None else model
+    kernel_cache.use(None if cache is None else Path(cache))
+    loaded = load_gguf(path, threads or default_threads(), context, chunk, kernels_for_sampling())
+    return LLM(loaded, os.fspath(path))

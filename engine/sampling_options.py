@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, Self
+from typing import Any
 
 from engine.errors import OptionError
 from engine.escape import escape
@@ -22,26 +22,8 @@ MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 
 
-class _Options:
-    """Options as a frozen dataclass, made from names that a caller gave."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, **options: Any) -> Self:
-        """Makes the options from keywords; raises OptionError, which lists the names, for one that isn't known."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        for name in options:
-            if name not in names:
-                raise OptionError(f"option '{escape(name)}': is not known; known: {', '.join(names)}")
-        return cls(**options)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-
 @dataclass(frozen=True, slots=True)
-class SamplingOptions(_Options):
+class SamplingOptions:
     """How the next token is drawn from the logits. The default is greedy: the largest logit, the lowest id of equals.
 
     temperature: logits are divided by it; 0 is greedy, and then nothing below but `repetition_penalty` has an effect
@@ -61,16 +43,16 @@ class SamplingOptions(_Options):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._set("temperature", real("temperature", self.temperature, low=0))
-        self._set("top_k", whole("top_k", self.top_k, 0, MAX_TOP_K))
-        self._set("top_p", real("top_p", self.top_p, above=0, high=1))
-        self._set("min_p", real("min_p", self.min_p, low=0, high=1))
-        self._set("repetition_penalty", real("repetition_penalty", self.repetition_penalty, above=0))
-        self._set("seed", whole("seed", self.seed, 0, SEEDS - 1))
+        _set(self, "temperature", real("temperature", self.temperature, low=0))
+        _set(self, "top_k", whole("top_k", self.top_k, 0, MAX_TOP_K))
+        _set(self, "top_p", real("top_p", self.top_p, above=0, high=1))
+        _set(self, "min_p", real("min_p", self.min_p, low=0, high=1))
+        _set(self, "repetition_penalty", real("repetition_penalty", self.repetition_penalty, above=0))
+        _set(self, "seed", whole("seed", self.seed, 0, SEEDS - 1))
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationOptions(_Options):
+class GenerationOptions:
     """When a generation ends.
 
     max_tokens: after so many tokens, 0 or more
@@ -84,10 +66,21 @@ class GenerationOptions(_Options):
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        self._set("max_tokens", whole("max_tokens", self.max_tokens, 0, (1 << 31) - 1))
-        self._set("stop", _stops(self.stop))
+        _set(self, "max_tokens", whole("max_tokens", self.max_tokens, 0, (1 << 31) - 1))
+        _set(self, "stop", _stops(self.stop))
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"option 'ignore_eos': is {_shown(self.ignore_eos)}, True or False is expected")
+
+
+def generation_options(options: dict[str, Any]) -> tuple[GenerationOptions, SamplingOptions]:
+    """Sorts keywords into both kinds of options; raises OptionError, which lists the names, for one that isn't known."""
+    kinds = (GenerationOptions, SamplingOptions)
+    names = [[field.name for field in fields(kind)] for kind in kinds]
+    for name in options:
+        if name not in names[0] + names[1]:
+            raise OptionError(f"option '{escape(name)}': is not known; known: {', '.join(names[0] + names[1])}")
+    length, sampling = ({name: options[name] for name in known if name in options} for known in names)
+    return GenerationOptions(**length), SamplingOptions(**sampling)
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
@@ -118,6 +111,10 @@ def real(
     if not math.isfinite(number) or small or (high is not None and number > high):
         raise OptionError(f"option '{name}': is {_shown(value)}, {expected}")
     return number + 0.0  # -0.0 becomes 0.0
+
+
+def _set(options: Any, name: str, value: Any) -> None:
+    object.__setattr__(options, name, value)
 
 
 def _stops(given: Any) -> tuple[str, ...]:

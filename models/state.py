@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.attention import scratch_floats
+from kernels.attention import score_floats
 from kernels.quantize import BLOCK, tiled_rows
 from models.config import ModelConfig, expected_tensors
 from models.formats import FORMS
@@ -83,7 +83,7 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
         shapes[f"{name}_sums"] = ("int32", (rows * blocks * 2,))
     widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
     shapes["no_bias"] = ("float32", (widest,))
-    scores = scratch_floats(config.heads, config.kv_heads, config.head_size, limits.blocks)
+    scores = score_floats(config.heads, config.kv_heads, config.head_size, limits.blocks)
     shapes["scores"] = ("float32", (limits.workers, scores))
     return shapes
 

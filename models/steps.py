@@ -12,6 +12,7 @@ import numpy as np
 from kernels.compiler import Compiler, compiler, operands
 from kernels.loop import MEET, STEP_WIDTH
 from kernels.registry import Kernel
+from kernels.types import Pointer, Scalar
 
 
 class Steps:
@@ -34,12 +35,14 @@ class Steps:
         """Steps inside read nothing that the others inside write: the workers meet only after the last."""
         assert self._apart, "together can't be nested"
         self._apart = False
+        before = len(self._rows)
         try:
             yield
         finally:
             self._apart = True
-            kernel, numbers, _ = self._rows[-1]
-            self._rows[-1] = (kernel, numbers, True)
+            if len(self._rows) > before:
+                kernel, numbers, _ = self._rows[-1]
+                self._rows[-1] = (kernel, numbers, True)
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -60,5 +63,11 @@ class Steps:
     def replay(self, run: np.ndarray) -> None:
         """Run the steps as plain Python on the same arrays, in one thread: slow, and checks every bound."""
         for (kernel, _, _), values in zip(self._rows, self._values):
-            flat = {name: v.reshape(-1) if isinstance(v, np.ndarray) else v for name, v in values.items()}
-            kernel(0, 1, run, **flat)
+            kernel(0, 1, run, **{name: _twin(mark, values[name]) for name, mark in kernel.operands.items()})
+
+
+def _twin(mark: Scalar | Pointer, value: Any) -> Any:
+    """What a kernel's Python body gets for an operand: a flat view, or a number of the operand's own type."""
+    if isinstance(mark, Pointer):
+        return value.reshape(-1)
+    return np.float32(value) if mark.dtype == "float32" else int(value)

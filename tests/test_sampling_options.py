@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.errors import EngineError, OptionError
-from engine.sampling_options import GenerationOptions, SamplingOptions
+from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options
 
 NAN, INF = math.nan, math.inf
 BAD_SAMPLING = [
@@ -30,13 +30,12 @@ def cases(table: list[tuple[str, list[Any]]]) -> list[Any]:
 
 
 def assert_refused(options: type, name: str, value: Any) -> None:
-    for make in (options, options.of):  # type: ignore[attr-defined]
-        with pytest.raises(OptionError) as caught:
-            make(**{name: value})
-        message = str(caught.value)
-        assert message.startswith(f"option '{name}': ")
-        assert "\n" not in message
-        assert len(message) < 300
+    with pytest.raises(OptionError) as caught:
+        options(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"option '{name}': ")
+    assert "\n" not in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD_SAMPLING))
@@ -50,14 +49,19 @@ def test_generation_is_refused(name: str, value: Any) -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(OptionError, match=r"option 'temperatur': is not known; known: temperature, top_k, .*seed$"):
-        SamplingOptions.of(temperatur=0.8)
-    with pytest.raises(EngineError, match=r"known: max_tokens, stop, ignore_eos$"):
-        GenerationOptions.of(max_token=1)
+    with pytest.raises(OptionError, match=r"option 'temperatur': is not known; known: max_tokens, .*seed$"):
+        generation_options({"temperatur": 0.8})
+    with pytest.raises(EngineError, match=r"known: max_tokens, stop, ignore_eos, temperature, top_k"):
+        generation_options({"max_token": 1})
+
+
+def test_both_kinds_come_out_of_one_set_of_names() -> None:
+    length, sampling = generation_options({"max_tokens": 3, "seed": 7})
+    assert length == GenerationOptions(3) and sampling == SamplingOptions(seed=7)
 
 
 def test_defaults_are_greedy() -> None:
-    assert SamplingOptions() == SamplingOptions(0.0, 0, 1.0, 0.0, 1.0, 0) == SamplingOptions.of()
+    assert SamplingOptions() == SamplingOptions(0.0, 0, 1.0, 0.0, 1.0, 0)
     assert GenerationOptions() == GenerationOptions(128, (), False)
 
 

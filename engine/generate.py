@@ -1,0 +1,160 @@
+"""python -m engine.generate "Once upon a time": text on stdout as it comes, figures on stderr.
+
+Without --model the model that the project ships tells a story.
+"""
+
+import argparse
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import options
+from engine.errors import FileError, OptionError
+
+if TYPE_CHECKING:
+    from engine.results import Timings
+
+DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.8, 0.95
+QUIET_SECONDS = 1.0
+MOST_PROMPT_BYTES = 64 << 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = options.parser("generate", "Continue a text. The text goes to stdout as it comes, figures to stderr.")
+    made.add_argument("prompt", nargs="?", help="the text to continue; - reads it from stdin")
+    made.add_argument("--file", metavar="FILE", help="read the text to continue from a file")
+    made.add_argument("--model", metavar="FILE", help="a GGUF file (default: the small model that comes along)")
+    made.add_argument("--context", type=options.whole(1, 1 << 24), metavar="N", help="tokens that the cache holds")
+    made.add_argument(
+        "--max-tokens", type=options.whole(0, (1 << 31) - 1), default=256, metavar="N", help="default: 256"
+    )
+    made.add_argument("--temperature", type=float, default=DEFAULT_TEMPERATURE, help="0 is greedy (default: 0.8)")
+    made.add_argument("--top-k", type=int, default=0, help="keep the k most likely tokens (default: 0, all)")
+    made.add_argument(
+        "--top-p", type=float, default=DEFAULT_TOP_P, help="keep the most likely that make up p (default: 0.95)"
+    )
+    made.add_argument("--min-p", type=float, default=0.0, help="keep those at least so likely as the first times this")
+    made.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="make recent tokens less likely (default: 1)"
+    )
+    made.add_argument("--seed", type=int, help="the same seed gives the same text (default: a new one, told on stderr)")
+    made.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    made.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
+    made.add_argument("--cache", type=Path, metavar="DIR", help="where compiled kernels are kept")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return options.run(_generate, parser(), argv)
+
+
+def _generate(given: argparse.Namespace) -> None:
+    begin = time.perf_counter()
+    prompt = _prompt(given)
+    seed = secrets.randbits(32) if given.seed is None else given.seed
+    sampling: dict[str, Any] = {
+        "temperature": given.temperature,
+        "top_k": given.top_k,
+        "top_p": given.top_p,
+        "min_p": given.min_p,
+        "repetition_penalty": given.repetition_penalty,
+        "seed": seed,
+    }
+    length = {"max_tokens": given.max_tokens, "stop": given.stop, "ignore_eos": given.ignore_eos}
+    from engine.sampling_options import generation_options
+
+    generation_options(sampling | length)
+    from engine.llm import load
+
+    llm = load(given.model, threads=given.threads, context=given.context, cache=given.cache)
+    if given.temperature > 0 and given.seed is None:
+        sys.stderr.write(f"seed {seed}\n")
+    progress = _Progress()
+    stream = llm.stream(prompt, progress=progress, **sampling, **length)
+    first = None
+    if not given.json:
+        sys.stdout.write(prompt)
+    text = []
+    for piece in stream:
+        first = first or time.perf_counter() - begin
+        progress.close()
+        text.append(piece.text)
+        if not given.json:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    progress.close()
+    reason, timings = llm.last
+    if given.json:
+        figures = {name: getattr(timings, name) for name in timings.__slots__}
+        options.write_json(
+            {"text": "".join(text), "finish_reason": reason, "seed": seed, "timings": figures, "first_token_s": first}
+        )
+    else:
+        sys.stdout.write("\n")
+        sys.stderr.write(_figures(timings, first, llm.context if reason == "context" else None))
+
+
+def _prompt(given: argparse.Namespace) -> str:
+    if (given.prompt is None) == (given.file is None):
+        raise OptionError("prompt: give a text, or - for stdin, or --file FILE; exactly one of them")
+    if given.file is None and given.prompt != "-":
+        return str(given.prompt)
+    name = given.file or "stdin"
+    try:
+        if given.file:
+            with open(given.file, "rb") as file:
+                data = file.read(MOST_PROMPT_BYTES + 1)
+        else:
+            data = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
+        if len(data) > MOST_PROMPT_BYTES:
+            raise FileError(f"{name}: prompt: over {MOST_PROMPT_BYTES} bytes, expected a text that fits the context")
+        return data.decode()
+    except OSError as error:
+        raise FileError(f"{name}: prompt: can't be read ({error.strerror}); give a text file") from None
+    except UnicodeDecodeError as error:
+        raise FileError(f"{name}: prompt: byte {error.start} is not UTF-8; give a text in UTF-8") from None
+
+
+class _Progress:
+    """A bar on stderr for prompts that take longer than a second."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None and time.perf_counter() - self._begin > QUIET_SECONDS and done < total:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit=" tokens", desc="prompt", leave=False, file=sys.stderr)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _figures(timings: "Timings", first: float | None, full: int | None) -> str:
+    prompt = timings.prompt_tokens - timings.reused_tokens
+    parts = [f"prompt {prompt} tokens, {prompt / max(timings.prefill_s, 1e-9):.0f}/s"]
+    if timings.generated_tokens > 1:
+        rate = (timings.generated_tokens - 1) / max(timings.decode_s, 1e-9)
+        parts.append(f"generated {timings.generated_tokens} tokens, {rate:.0f}/s")
+    if first is not None:
+        parts.append(f"first text after {first:.2f} s")
+    if full is not None:
+        parts.append(f"the context of {full} tokens is full: load with a larger --context to go on")
+    return "; ".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
