@@ -24,27 +24,34 @@ LOOP_KERNELS = (lead, work, dismiss)
 
 
 def default_threads() -> int:
-    """The least of physical cores, the processors this process may use, and the control group's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _physical_cores() or allowed, _quota() or allowed))
+    """The least of physical cores that this process may use, and the control group's quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = _physical_cores(_read("/proc/cpuinfo"), allowed) or len(allowed)
+    return max(1, min(cores, _quota(_read("/sys/fs/cgroup/cpu.max")) or cores))
 
 
-def _physical_cores() -> int | None:
+def _read(path: str) -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            fields = [line.split(":")[1].strip() for line in file if line.startswith(("physical id", "core id"))]
-    except (OSError, IndexError):
-        return None
-    return len(set(zip(fields[::2], fields[1::2]))) or None
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
-def _quota() -> int | None:
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+def _physical_cores(cpuinfo: str, allowed: set[int]) -> int | None:
+    """How many cores the allowed processors are; None where that isn't told. Two hardware threads of a core are one."""
+    cores = set()
+    for block in cpuinfo.split("\n\n"):
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())}
+        if "core id" in found and int(found["processor"]) in allowed:
+            cores.add((found.get("physical id"), found["core id"]))
+    return len(cores) or None
+
+
+def _quota(cpu_max: str) -> int | None:
+    """Whole processors that `QUOTA PERIOD` gives, at least one; None for `max PERIOD`."""
+    quota, _, period = cpu_max.partition(" ")
+    return max(1, int(quota) // int(period)) if quota.isdigit() else None
 
 
 @dataclass(slots=True)
