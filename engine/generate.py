@@ -89,6 +89,7 @@ def _generate(given: argparse.Namespace) -> None:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
     progress.close()
+    assert llm.last is not None
     reason, timings = llm.last
     if given.json:
         figures = {name: getattr(timings, name) for name in timings.__slots__}

@@ -72,26 +72,22 @@ def load_gguf(
         types = {name: tensor.type for name, tensor in file.tensors.items()}
         _check_forms(file, types)
         limits = plan(config, types, _context(config, context, file.path), threads, chunk, slots)
-        vectors = {name: _vector(file, name) for name, shape in expected_tensors(config).items() if len(shape) == 1}
+        shapes = expected_tensors(config)
+        found = {name: _vector(file, name) for name, shape in shapes.items() if len(shape) == 1}
         arena = Arena(weight_bytes(config, types))
-        tensors: dict[str, Matrix | np.ndarray] = {}
-        for name, shape in expected_tensors(config).items():
-            if len(shape) == 1:
-                tensors[name] = arena.take("float32", (padded(shape[0]),))
-                tensors[name][: shape[0]] = vectors[name]
-            else:
-                tensors[name] = empty_matrix(types[name], *shape, arena)
-        weights = assemble(config, tensors)
+        matrices = {name: empty_matrix(types[name], shape, arena) for name, shape in shapes.items() if len(shape) == 2}
+        vectors = {name: _padded(vector, arena) for name, vector in found.items()}
         state = State(config, limits)
-        forward = _forward(config, weights, state, vectors.get("rope_freqs.weight"))
-        packing = {name: _packing(file, name, m) for name, m in tensors.items() if isinstance(m, Matrix)}
+        weights = assemble(config, matrices, vectors)
+        forward = _forward(config, weights, state, found.get("rope_freqs.weight"))
+        packing = {name: _packing(file, name, matrix) for name, matrix in matrices.items()}
         kernels = [kernel for steps in packing.values() for kernel in steps.kernels]
         compile_s = prepare([*LOOP_KERNELS, *kernels, *forward.kernels, *also])
         team = Team(threads, run_block(limits.rows))
         for name, steps in packing.items():
             team.run(steps.table())
             file.release(name)
-            _check_finite(file, name, tensors[name])
+            _check_finite(file, name, matrices[name])
     seconds = time.perf_counter() - begin
     return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, seconds, compile_s)
 
@@ -122,6 +118,13 @@ def _vector(file: GGUFFile, name: str) -> np.ndarray:
     return vector
 
 
+def _padded(vector: np.ndarray, arena: Arena) -> np.ndarray:
+    """The vector in the arena, with zeros up to a whole block."""
+    place = arena.take("float32", (padded(len(vector)),))
+    place[: len(vector)] = vector
+    return place
+
+
 def _forward(config: ModelConfig, weights: Weights, state: State, divisors: np.ndarray | None) -> Steps:
     cos, sin = rope_tables(state.limits.context, config.rope_dims, config.rope_base, divisors)
     forward = Forward(config, weights, state, cos, sin)
@@ -138,14 +141,12 @@ def _packing(file: GGUFFile, name: str, matrix: Matrix) -> Steps:
     return steps
 
 
-def _check_finite(file: GGUFFile, name: str, tensor: Matrix | np.ndarray) -> None:
+def _check_finite(file: GGUFFile, name: str, tensor: Matrix) -> None:
     """Refuse scales, and float weights, that are NaN or infinite."""
-    assert isinstance(tensor, Matrix)
-    array = tensor.arrays.get("scales", tensor.arrays.get("weights"))
-    assert array is not None
+    array = tensor.arrays["scales" if tensor.form.quantised else "weights"]
     kind = "float32" if array.dtype == np.float32 else "BF16" if tensor.form.name == "BF16" else "F16"
     bits, exponent = EXPONENTS[kind]
     for start in range(0, len(array), 1 << 20):
         if ((array[start : start + (1 << 20)].view(bits) & exponent) == exponent).any():
-            what = "a scale" if "scales" in tensor.arrays else "a weight"
+            what = "a scale" if tensor.form.quantised else "a weight"
             raise FileError(f"{file.path}: tensor '{name}': {what} is NaN or infinite, expected finite; get a sound copy")

@@ -89,40 +89,37 @@ def weight_bytes(config: ModelConfig, types: Mapping[str, str]) -> int:
     return total
 
 
-def empty_matrix(type_: str, rows: int, columns: int, arena: Arena) -> Matrix:
+def empty_matrix(type_: str, shape: tuple[int, ...], arena: Arena) -> Matrix:
     """A matrix of the given type whose arrays are yet to be filled in."""
-    form = FORMS[type_]
+    form, (rows, columns) = FORMS[type_], shape
     arrays = {name: arena.take(dtype, (count,)) for name, (dtype, count) in form.arrays(rows, columns).items()}
     return Matrix(form, rows, columns, arrays)
 
 
-def assemble(config: ModelConfig, tensors: Mapping[str, Matrix | np.ndarray]) -> Weights:
-    """Put the tensors of `expected_tensors` in their places."""
-    get = tensors.get
+def assemble(config: ModelConfig, matrices: Mapping[str, Matrix], vectors: Mapping[str, np.ndarray]) -> Weights:
+    """Put the tensors of `expected_tensors`, those of two axes and those of one, in their places."""
 
     def layer(i: int) -> Layer:
-        def part(name: str) -> Matrix | np.ndarray:
-            return tensors[f"blk.{i}.{name}"]
-
+        block = f"blk.{i}."
         return Layer(
-            attn_norm=part("attn_norm.weight"),
-            q=part("attn_q.weight"),
-            k=part("attn_k.weight"),
-            v=part("attn_v.weight"),
-            q_bias=get(f"blk.{i}.attn_q.bias"),
-            k_bias=get(f"blk.{i}.attn_k.bias"),
-            v_bias=get(f"blk.{i}.attn_v.bias"),
-            attn_output=part("attn_output.weight"),
-            ffn_norm=part("ffn_norm.weight"),
-            ffn_gate=part("ffn_gate.weight"),
-            ffn_up=part("ffn_up.weight"),
-            ffn_down=part("ffn_down.weight"),
-        )  # type: ignore[arg-type]
+            attn_norm=vectors[block + "attn_norm.weight"],
+            q=matrices[block + "attn_q.weight"],
+            k=matrices[block + "attn_k.weight"],
+            v=matrices[block + "attn_v.weight"],
+            q_bias=vectors.get(block + "attn_q.bias"),
+            k_bias=vectors.get(block + "attn_k.bias"),
+            v_bias=vectors.get(block + "attn_v.bias"),
+            attn_output=matrices[block + "attn_output.weight"],
+            ffn_norm=vectors[block + "ffn_norm.weight"],
+            ffn_gate=matrices[block + "ffn_gate.weight"],
+            ffn_up=matrices[block + "ffn_up.weight"],
+            ffn_down=matrices[block + "ffn_down.weight"],
+        )
 
     return Weights(
-        token_embd=tensors["token_embd.weight"],
+        token_embd=matrices["token_embd.weight"],
         layers=tuple(layer(i) for i in range(config.layers)),
-        output_norm=tensors["output_norm.weight"],
-        output=tensors["token_embd.weight" if config.tied_embeddings else "output.weight"],
-        rope_divisors=get("rope_freqs.weight"),
-    )  # type: ignore[arg-type]
+        output_norm=vectors["output_norm.weight"],
+        output=matrices["token_embd.weight" if config.tied_embeddings else "output.weight"],
+        rope_divisors=vectors.get("rope_freqs.weight"),
+    )
