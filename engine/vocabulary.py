@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NoReturn
 
 import numpy as np
@@ -43,6 +44,7 @@ FIM_TEXTS = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }  # fmt: skip
+_OTHER_IDS = ("unknown", "seperator", "cls", "mask")  # checked, not used; the second is spelt so in the files
 _FIM_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 
 
@@ -146,6 +148,8 @@ def read_vocabulary(metadata: Mapping[str, Any], rows: int, name: str) -> Vocabu
     way = PRE_TOKENIZERS.get(pre)
     first, last = (1, 2) if way is None else (11 if way.has_bos else None, 11)
     bos, eos, pad = (read.id("bos", size, first), read.id("eos", size, last), read.id("padding", size))
+    for key in _OTHER_IDS:
+        read.id(key, size)
     ends = _find_ends(read, index, types, eos)
     add_bos = read.flag("add_bos_token", way is None or way.add_bos)
     if add_bos and bos is None:
@@ -226,8 +230,8 @@ def _read_pre(read: _Reader) -> str:
 def _read_merges(read: _Reader, index: dict[bytes, int]) -> list[bytes]:
     """The merges, each of two tokens with one space between; byte-level tokens hold no spaces themselves."""
     merges = read.strings("merges")
-    parts = b" ".join(merges).split(b" ") if merges else []
-    if len(parts) != 2 * len(merges) or not index.keys() >= set(parts):
+    single = set(map(bytes.count, merges, repeat(b" "))) <= {1}
+    if not single or not index.keys() >= set(b" ".join(merges).split(b" ") if merges else ()):
         for i, merge in enumerate(merges):
             if merge.count(b" ") != 1:
                 read.fail("merges", f"merge {i} is '{escape(merge)}', expected two tokens and one space between them")
