@@ -98,6 +98,7 @@ def _generate(given: argparse.Namespace) -> None:
         )
     else:
         sys.stdout.write("\n")
+        sys.stdout.flush()
         sys.stderr.write(_figures(timings, first, llm.context if reason == "context" else None))
 
 

@@ -1,8 +1,8 @@
 """The engine as Python sees it: `LLM`, a model with one conversation's cache.
 
-    prompt ids --chunks--> run(table) --> logits of the last row --> sampler --> id --> text that is certain
-                              ^                                                   |
-                              +------------------ one row ------------------------+
+    prompt ids --chunks--> run(table): forward pass, sampling steps --> id --> text that is certain
+                              ^                                         |
+                              +---------------- one row ----------------+
 
 Calls from several threads queue. The cache remembers the ids that it holds: a prompt that begins like them is not
 computed again, which changes no byte, since no result depends on how a prompt is cut.
@@ -23,11 +23,11 @@ from engine import kernel_cache
 from engine.errors import ContextError, OptionError
 from engine.loader import Loaded, load_gguf
 from engine.results import Generation, Piece, Score, Timings
-from engine.sampling import Sampler, kernels_for_sampling, logprob
+from engine.sampling import SAMPLING_KERNELS, Sampling
 from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options, whole
 from engine.text import TextStream
 from engine.threads import default_threads
-from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, SLOT, STOP, TOKEN, WIDTH
+from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, STOP, TOKEN, WIDTH
 from models.state import CHUNK
 
 Progress = Callable[[int, int], None]
@@ -53,6 +53,9 @@ class LLM:
         self._run = loaded.team.run_block
         self._rows = self._run[FIRST:].reshape(-1, WIDTH)
         self._logits = loaded.state.scratch["logits"]
+        self._sampling = Sampling(self.tokenizer, self._logits, self.config.vocab_size, loaded.team.size)
+        self._sample_table = np.concatenate([loaded.table, self._sampling.steps.table()])
+        self._score_table = np.concatenate([loaded.table, self._sampling.scoring.table()])
         self._held: list[int] = []
         self.last: tuple[str, Timings] | None = None
         self._lock = threading.RLock()
@@ -74,41 +77,39 @@ class LLM:
         """The logits after each of the ids: (T, V) float32."""
         ids = self._checked(ids)
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        size = self._logits.shape[0]
         with self._lock:
-            for start, rows in self._all_logits(ids):
-                out[start : start + len(rows)] = rows
+            self._held = []
+            for start in range(0, len(ids), size):
+                part = ids[start : start + size]
+                self._forward(part, start, len(part), self._loaded.table)
+                out[start : start + len(part)] = self._logits[: len(part), : self.config.vocab_size]
         return out
 
     def score(self, text: str | Sequence[int]) -> Score:
         """How likely a text is, token by token; nothing is sampled, and no more than a chunk's logits is kept."""
         ids = self._ids(text)
         logprobs: list[float] = []
+        size = self._logits.shape[0]
         with self._lock:
-            for start, rows in self._all_logits(ids):
-                following = ids[start + 1 : start + 1 + len(rows)]
-                logprobs += [logprob(row, id_) for row, id_ in zip(rows, following)]
+            self._held = []
+            for start in range(0, len(ids) - 1, size):
+                following = ids[start + 1 : start + 1 + size]
+                self._sampling.want(following)
+                self._forward(ids[start : start + len(following)], start, len(following), self._score_table)
+                logprobs += self._sampling.scores(len(following))
         mean = math.fsum(logprobs) / len(logprobs) if logprobs else math.nan
         return Score(ids, logprobs, math.exp(-mean) if logprobs else math.nan)
 
-    def _all_logits(self, ids: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Run all ids; in chunks: the index of the first row, and the rows' logits (valid until the next chunk)."""
-        self._held = []
-        size = self._logits.shape[0]
-        for start in range(0, len(ids), size):
-            chunk = ids[start : start + size]
-            self._forward(chunk, start, list(range(len(chunk))))
-            yield start, self._logits[: len(chunk), : self.config.vocab_size]
-
-    def _forward(self, ids: list[int], position: int, wanted: list[int]) -> None:
-        """One run: ids at position, position + 1, ...; the logits of the rows `wanted` come to lie in `_logits`."""
+    def _forward(self, ids: list[int], position: int, wanted: int, table: np.ndarray) -> None:
+        """One run: ids at position, position + 1, ...; the logits of the last `wanted` of them come to lie in `_logits`."""
         count, rows = len(ids), self._rows
         rows[:count, TOKEN] = ids
-        rows[:count, POSITION] = np.arange(position, position + count)
-        rows[:count, SLOT] = 0
-        rows[: len(wanted), LOGIT_ROW] = wanted
-        self._run[ROWS], self._run[LOGIT_ROWS] = count, len(wanted)
+        rows[:count, POSITION] = range(position, position + count)
+        rows[:wanted, LOGIT_ROW] = range(count - wanted, count)
+        self._run[ROWS], self._run[LOGIT_ROWS] = count, wanted
         del self._held[position:]
-        self._loaded.team.run(self._loaded.table)
+        self._loaded.team.run(table)
         self._held += ids
 
     # ---- generation ----
@@ -171,14 +172,15 @@ class LLM:
         with self._lock:
             self._run[STOP] = 0
             begin = time.perf_counter()
+            self._sampling.begin(sampling)
+            self._sampling.prepare(ids)
             reused = self._prefill(ids, progress)
             prefilled = time.perf_counter()
-            sampler = Sampler(sampling, self.tokenizer, self._logits[0], self.config.vocab_size)
             text = TextStream(length.stop)
             at_start = all(id_ == self.tokenizer.bos_id for id_ in ids)
             reason = "length"
             while len(ids) - prompt_tokens < length.max_tokens:
-                id_, logp = sampler.next(ids)
+                id_, logp = self._sampling.chosen
                 ids.append(id_)
                 if id_ in self.tokenizer.end_ids and not length.ignore_eos:
                     reason = "end"
@@ -195,7 +197,8 @@ class LLM:
                 if len(ids) > self.context:
                     reason = "context"
                     break
-                self._forward(ids[-1:], len(ids) - 1, [0])
+                self._sampling.prepare(ids)
+                self._forward(ids[-1:], len(ids) - 1, 1, self._sample_table)
                 if self._run[STOP]:
                     reason = "cancelled"
                     break
@@ -212,7 +215,7 @@ class LLM:
             return reason, timings, text.finish()
 
     def _prefill(self, ids: list[int], progress: Progress | None) -> int:
-        """Bring the cache up to `ids`, with the logits of the last one; how many it already held."""
+        """Bring the cache up to `ids`, and sample after the last one; how many it already held."""
         same = 0
         for held, id_ in zip(self._held, ids[:-1]):
             if held != id_:
@@ -221,8 +224,10 @@ class LLM:
         chunk = self._loaded.state.limits.rows
         for start in range(same, len(ids), chunk):
             part = ids[start : start + chunk]
-            last = start + len(part) == len(ids)
-            self._forward(part, start, [len(part) - 1] if last else [])
+            if start + len(part) < len(ids):
+                self._forward(part, start, 0, self._loaded.table)
+            else:
+                self._forward(part, start, 1, self._sample_table)
             if progress:
                 progress(start + len(part), len(ids))
         return same
@@ -282,5 +287,5 @@ def load(
             whole(name, value, 1, high)
     path = DEFAULT_MODEL if model is None else model
     kernel_cache.use(None if cache is None else Path(cache))
-    loaded = load_gguf(path, threads or default_threads(), context, chunk, kernels_for_sampling())
+    loaded = load_gguf(path, threads or default_threads(), context, chunk, list(SAMPLING_KERNELS))
     return LLM(loaded, os.fspath(path))
