@@ -66,6 +66,9 @@ class Session:
 
 _session = Session()
 _calls: list[set[Callable[..., Any]]] = []  # of the functions being lowered, innermost last
+LIBRARY = {"sched_yield", "clock_gettime"} | {
+    f"pthread_{name}" for name in ("mutex_lock", "mutex_unlock", "cond_wait", "cond_broadcast")
+}  # all that a kernel may call besides what LLVM itself needs (`fmaf`, `rintf`, `memset`)
 _LANES: dict[str, ir.Type] = {
     "uint8": ir.IntType(8),
     "int8": ir.IntType(8),
@@ -133,7 +136,10 @@ def _lower(function: Callable[..., Any], args: list[types.Type], result: types.T
         )
     finally:
         calls = _calls.pop()
-    return Lowered(compiled.fndesc.llvm_func_name, str(compiled.library._final_module), calls)
+    text = str(compiled.library._final_module)
+    if "picklebuf" in text:  # where Numba keeps the exception; compiled, it would be a silent return
+        raise TypeError(f"{function.__module__}.{function.__qualname__}: it can raise, which a kernel must not")
+    return Lowered(compiled.fndesc.llvm_func_name, text, calls)
 
 
 def module(body: Callable[..., None], marks: list[Scalar | Pointer], entry: str, target: Target) -> llvm.ModuleRef:
@@ -153,6 +159,9 @@ def module(body: Callable[..., None], marks: list[Scalar | Pointer], entry: str,
     for part in parts.values():
         whole.link_in(llvm.parse_assembly(part.text))
     whole.verify()
+    unknown = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")} - LIBRARY
+    if unknown:
+        raise TypeError(f"{body.__module__}.{body.__qualname__}: it calls {sorted(unknown)}, which a kernel must not")
     for function in whole.functions:
         if not function.is_declaration and function.name != entry:
             function.linkage = "internal"
