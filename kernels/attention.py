@@ -27,31 +27,27 @@ from typing import Any
 
 import numpy as np
 
-from kernels.exp import exp, exp_exact
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
 from kernels.simd import (
-    add_f32,
     div_f32,
     fma,
     keep_below,
     load_f16x8,
     load_f32x8,
-    max_f32,
-    max_lane,
     mul_f32,
     splat_f32,
     store_f32x8,
-    sub_f32,
     sum_each,
     sum_f32,
 )
+from kernels.softmax import softmax_weights, softmax_weights_exact
 from kernels.types import F16, F32, I64, Float, Int
 
 TILE = 16
 OVERHEAD = 8
-ZERO, MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
+ZERO = np.float32(0.0)
 
 
 def score_floats(heads: int, kv_heads: int, head_size: int, blocks: int) -> int:
@@ -70,24 +66,6 @@ def least(a: Int, b: Int) -> Int:
 def items(cost: Int, each: Int, limit: Int) -> Int:
     """How many items of cost `each` begin before `cost`, of `limit` items."""
     return 0 if cost <= 0 else least((cost + each - 1) // each, limit)
-
-
-@subroutine
-def softmax_weights(scores: F32, at: Int, blocks: Int, length: Int, totals: F32, to: Int) -> None:
-    """Turn the scores of `length` positions in `blocks` blocks into weights, and store their sum in 8 lanes."""
-    last = at + 8 * blocks - 8
-    ends = keep_below(load_f32x8(scores, last), np.int32(8 * blocks - 8), np.int32(length), splat_f32(MINUS_INFINITY))
-    store_f32x8(scores, last, ends)
-    largest = splat_f32(MINUS_INFINITY)
-    for i in range(at, last + 8, 8):
-        largest = max_f32(largest, load_f32x8(scores, i))
-    largest = splat_f32(max_lane(largest))
-    total = splat_f32(ZERO)
-    for i in range(at, last + 8, 8):
-        w = exp(sub_f32(load_f32x8(scores, i), largest))
-        store_f32x8(scores, i, w)
-        total = add_f32(total, w)
-    store_f32x8(totals, to, total)
 
 
 @subroutine
@@ -237,7 +215,7 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
                     score_tile(scratch, a, b, q, qa, qb, keys, start, step, head_size, block, last, scale)
         heads = 2 * (end - first)
         for h in range(heads):
-            softmax_weights(scratch, region + row * h, blocks, length, scratch, totals + 8 * h)
+            softmax_weights(scratch, region + row * h, length, scratch, totals + 8 * h)
         clear(scratch, sums, sums + heads * 8 * head_size)
         for tile in range(0, last, TILE):
             count = least(TILE, last - tile)
@@ -350,18 +328,13 @@ def attention_exact(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: 
     scores = np.zeros((H, 8 * B), np.float32)
     for d in range(D):
         scores = fma(q[:, d, None], k[:, :, d], scores)
-    scores *= np.float32(scale)
-    scores[:, P:] = -np.inf
-    weights = exp_exact(scores - scores.max(-1, keepdims=True))
-    total, sums = np.zeros((H, 8), np.float32), np.zeros((H, D, 8), np.float32)
+    weights, total = softmax_weights_exact((scores * np.float32(scale))[:, :P])
+    sums = np.zeros((H, D, 8), np.float32)
     for b in range(B):
-        w = weights[:, 8 * b : 8 * b + 8]
-        total += w
-        sums = fma(w[:, None], v[:, 8 * b : 8 * b + 8].transpose(0, 2, 1), sums)
+        sums = fma(weights[:, None, 8 * b : 8 * b + 8], v[:, 8 * b : 8 * b + 8].transpose(0, 2, 1), sums)
     for half in (4, 2, 1):
-        total = total[..., :half] + total[..., half : 2 * half]
         sums = sums[..., :half] + sums[..., half : 2 * half]
-    return sums[..., 0] / total
+    return sums[..., 0] / total[:, None]
 
 
 def attention_truth(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
