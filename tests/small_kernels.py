@@ -5,7 +5,7 @@ import numpy as np
 from kernels.machine import set_float_mode
 from kernels.quantize import share
 from kernels.registry import kernel
-from kernels.types import F32, I32, I64, Float, Int
+from kernels.types import F32, I64, Float, Int
 
 
 @kernel
@@ -42,10 +42,11 @@ def count_up(rank: Int, size: Int, run: I64, out: I64, count: Int) -> None:
 
 
 @kernel
-def wrong_types(rank: Int, size: Int, run: I64, a: I32, b: F32) -> None:
-    """Not to be run: has operands of two types."""
-    a[0] = 1
-    b[0] = np.float32(1.0)
+def scale_rows(rank: Int, size: Int, run: I64, out: F32, x: F32, width: Int, factor: Float, count: Int) -> None:
+    """out = factor * x for run[count] rows of `width` floats."""
+    start, end = share(run[count] * width, rank, size)
+    for i in range(start, end):
+        out[i] = np.float32(factor * x[i])
 
 
 @kernel
