@@ -7,7 +7,7 @@ Orders of summation, none of which depends on the split of work, the length of t
     q . k      one chain of fma over ascending d, for 8 positions side by side in a vector
     sums of w, and of w v     in 8 lanes, lane = position modulo 8, ascending; then the fixed tree of `sum_f32`
 
-Cache: keys and values (blocks of 8 positions, G, D, 8), see `kernels/rope.py`. In the last block, positions beyond the row's
+Cache: keys and values (G, blocks of 8 positions, D, 8), see `kernels/rope.py`. In the last block, positions beyond the row's
 own get weight 0 and value 0, whatever memory holds there.
 
 Two query heads are computed at a time, with four blocks of scores or four elements of the output: eight running sums hide
@@ -247,6 +247,7 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
         values: Any,
         scores: F32,
         slots: I64,
+        slot_blocks: Int,
         heads: Int,
         kv_heads: Int,
         head_size: Int,
@@ -270,7 +271,7 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
         sums = rank * score_stride
         totals = sums + 2 * pairs * 8 * head_size
         row = (score_stride // (2 * pairs) // 8 - head_size - 1) * 8
-        step = kv_heads * head_size * 8
+        step = head_size * 8
         done = 0
         for g in range(kv_heads):
             for t in range(rows):
@@ -280,7 +281,7 @@ def _attention(name: str, load: Callable[..., Any], Cache: Any) -> Kernel:
                 first, stop = items(start - done, cost, pairs), items(end - done, cost, pairs)
                 done += cost * pairs
                 if first < stop:
-                    base = slots[run[FIRST + WIDTH * t + SLOT]] * step + g * head_size * 8
+                    base = (slots[run[FIRST + WIDTH * t + SLOT]] * kv_heads + g * slot_blocks) * step
                     attend(
                         out,
                         t * stride + g * group * head_size,

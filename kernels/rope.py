@@ -7,10 +7,10 @@
 
 The other elements stay as they are. Products and their difference or sum are rounded each by itself (no fma).
 
-Cache of one layer: keys and values each (blocks of 8 positions, G, D, 8), the lane being the position modulo 8; a
-sequence begins at block slots[slot]:
+Cache of one layer: keys and values each (slots, G, blocks of 8 positions, D, 8), float16 or float32; a sequence has one
+slot, and the lane is the position modulo 8. A head's positions lie together, so that reading them is reading a stream:
 
-    | block 0: head 0: element 0 of positions 0..7 | element 1 of positions 0..7 | ... | head 1: ... | block 1: ...
+    slot, head | block 0: element 0 of positions 0..7 | element 1 of positions 0..7 | ... | block 1: ...
 
 The tables of cosines and sines, (context, pairs): `kernels/rope_table.py`. Work is split over (head, row), heads of queries,
 keys and values alike.
@@ -18,13 +18,16 @@ keys and values alike.
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.4.2.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from kernels.quantize import share
-from kernels.registry import kernel, subroutine
+from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
 from kernels.simd import store_f16
-from kernels.types import F16, F32, I64, Int
+from kernels.types import F16, F32, I64, Float, Int
 
 
 @subroutine
@@ -40,106 +43,73 @@ def turn(x: F32, at: Int, cos: F32, sin: F32, table: Int, pairs: Int, spacing: I
 
 
 @subroutine
-def cache_place(slots: I64, slot: Int, position: Int, kv_heads: Int, head: Int, head_size: Int) -> Int:
-    """Where element 0 of a key or value lies in the cache; the others follow 8 apart."""
-    return ((slots[slot] + position // 8) * kv_heads + head) * head_size * 8 + position % 8
+def put_f16(cache: F16, i: Int, x: Float) -> None:
+    """cache[i] = x, rounded."""
+    store_f16(cache, i, x)
 
 
-@kernel
-def rope_store_f16(
-    rank: Int,
-    size: Int,
-    run: I64,
-    q: F32,
-    k: F32,
-    v: F32,
-    keys: F16,
-    values: F16,
-    cos: F32,
-    sin: F32,
-    slots: I64,
-    heads: Int,
-    kv_heads: Int,
-    head_size: Int,
-    pairs: Int,
-    spacing: Int,
-    distance: Int,
-    q_stride: Int,
-    kv_stride: Int,
-) -> None:
-    """Turn q (T, H, D) and k (T, G, D) in place, and store k and v in the cache as half floats.
-
-    Rows are q_stride floats apart in q, kv_stride floats in k and in v.
-    """
-    rows = run[ROWS]
-    start, end = share((heads + 2 * kv_heads) * rows, rank, size)
-    for i in range(start, end):
-        head = i // rows
-        t = i - head * rows
-        position = run[FIRST + WIDTH * t + POSITION]
-        slot = run[FIRST + WIDTH * t + SLOT]
-        if head < heads:
-            turn(q, t * q_stride + head * head_size, cos, sin, position * pairs, pairs, spacing, distance)
-        elif head < heads + kv_heads:
-            head -= heads
-            at = t * kv_stride + head * head_size
-            turn(k, at, cos, sin, position * pairs, pairs, spacing, distance)
-            place = cache_place(slots, slot, position, kv_heads, head, head_size)
-            for d in range(head_size):
-                store_f16(keys, place + 8 * d, k[at + d])
-        else:
-            head -= heads + kv_heads
-            at = t * kv_stride + head * head_size
-            place = cache_place(slots, slot, position, kv_heads, head, head_size)
-            for d in range(head_size):
-                store_f16(values, place + 8 * d, v[at + d])
+@subroutine
+def put_f32(cache: F32, i: Int, x: Float) -> None:
+    """cache[i] = x."""
+    cache[i] = x
 
 
-@kernel
-def rope_store_f32(
-    rank: Int,
-    size: Int,
-    run: I64,
-    q: F32,
-    k: F32,
-    v: F32,
-    keys: F32,
-    values: F32,
-    cos: F32,
-    sin: F32,
-    slots: I64,
-    heads: Int,
-    kv_heads: Int,
-    head_size: Int,
-    pairs: Int,
-    spacing: Int,
-    distance: Int,
-    q_stride: Int,
-    kv_stride: Int,
-) -> None:
-    """The same with a float32 cache."""
-    rows = run[ROWS]
-    start, end = share((heads + 2 * kv_heads) * rows, rank, size)
-    for i in range(start, end):
-        head = i // rows
-        t = i - head * rows
-        position = run[FIRST + WIDTH * t + POSITION]
-        slot = run[FIRST + WIDTH * t + SLOT]
-        if head < heads:
-            turn(q, t * q_stride + head * head_size, cos, sin, position * pairs, pairs, spacing, distance)
-        elif head < heads + kv_heads:
-            head -= heads
-            at = t * kv_stride + head * head_size
-            turn(k, at, cos, sin, position * pairs, pairs, spacing, distance)
-            place = cache_place(slots, slot, position, kv_heads, head, head_size)
-            for d in range(head_size):
-                keys[place + 8 * d] = k[at + d]
-        else:
-            head -= heads + kv_heads
-            at = t * kv_stride + head * head_size
-            place = cache_place(slots, slot, position, kv_heads, head, head_size)
-            for d in range(head_size):
-                values[place + 8 * d] = v[at + d]
+def _rope_store(name: str, put: Callable[..., None], Cache: Any) -> Kernel:
+    def rope_store(
+        rank: Int,
+        size: Int,
+        run: I64,
+        q: F32,
+        k: F32,
+        v: F32,
+        keys: Any,
+        values: Any,
+        cos: F32,
+        sin: F32,
+        slots: I64,
+        slot_blocks: Int,
+        heads: Int,
+        kv_heads: Int,
+        head_size: Int,
+        pairs: Int,
+        spacing: Int,
+        distance: Int,
+        q_stride: Int,
+        kv_stride: Int,
+    ) -> None:
+        """Turn q (T, H, D) and k (T, G, D) in place, and store k and v in the cache.
+
+        Rows are q_stride floats apart in q, kv_stride floats in k and in v. Slot s has slot_blocks blocks for each head and
+        begins slots[s] * G blocks from the cache's first.
+        """
+        rows = run[ROWS]
+        start, end = share((heads + 2 * kv_heads) * rows, rank, size)
+        for i in range(start, end):
+            head = i // rows
+            t = i - head * rows
+            position = run[FIRST + WIDTH * t + POSITION]
+            if head < heads:
+                turn(q, t * q_stride + head * head_size, cos, sin, position * pairs, pairs, spacing, distance)
+            else:
+                g = (head - heads) % kv_heads
+                at = t * kv_stride + g * head_size
+                first = slots[run[FIRST + WIDTH * t + SLOT]] * kv_heads + g * slot_blocks
+                place = (first + position // 8) * head_size * 8 + position % 8
+                if head < heads + kv_heads:
+                    turn(k, at, cos, sin, position * pairs, pairs, spacing, distance)
+                    for d in range(head_size):
+                        put(keys, place + 8 * d, k[at + d])
+                else:
+                    for d in range(head_size):
+                        put(values, place + 8 * d, v[at + d])
+
+    rope_store.__name__ = name
+    rope_store.__annotations__ |= {"keys": Cache, "values": Cache}
+    return kernel(rope_store)
+
+
+rope_store_f16 = _rope_store("rope_store_f16", put_f16, F16)
+rope_store_f32 = _rope_store("rope_store_f32", put_f32, F32)
 
 
 def rope_pairs(style: str, rope_dims: int) -> tuple[int, int, int]:
@@ -178,7 +148,7 @@ def rope_truth(x: np.ndarray, positions: np.ndarray, base: float, rope_dims: int
     return out
 
 
-def store_exact(cache: np.ndarray, x: np.ndarray, positions: list[int], first_blocks: list[int]) -> None:
-    """Store the rows x (T, G, D) in a cache (blocks, G, D, 8), float16 or float32, each in its own sequence."""
-    for row, position, first in zip(x, positions, first_blocks, strict=True):
-        cache[first + position // 8, :, :, position % 8] = row.astype(cache.dtype)
+def store_exact(cache: np.ndarray, x: np.ndarray, positions: list[int], slots: list[int]) -> None:
+    """Store the rows x (T, G, D) in a cache (slots, G, blocks, D, 8), float16 or float32, each in its own slot."""
+    for row, position, slot in zip(x, positions, slots, strict=True):
+        cache[slot, :, position // 8, :, position % 8] = row.astype(cache.dtype)

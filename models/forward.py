@@ -47,6 +47,7 @@ class Forward:
         self._scratch = state.scratch
         self._cache = state.cache
         self._float_cache = state.limits.float_cache
+        self._slot_blocks = state.limits.blocks
         self._cos, self._sin = cos, sin
 
     def embed(self, table: Matrix, out: str) -> Rows:
@@ -110,6 +111,7 @@ class Forward:
             cos=self._cos,
             sin=self._sin,
             slots=self._cache["slots"],
+            slot_blocks=self._slot_blocks,
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_size=c.head_size,
@@ -133,6 +135,7 @@ class Forward:
             values=self._cache["values"][layer],
             scores=scores,
             slots=self._cache["slots"],
+            slot_blocks=self._slot_blocks,
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_size=c.head_size,

@@ -11,11 +11,11 @@ from kernels.registry import Kernel
 def arguments(
     kernel: Kernel, rng: np.random.Generator, T: int, H: int, G: int, D: int, context_blocks: int, slots: list[int]
 ) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """Operands with random content, and q (T, H, D), keys and values (blocks, G, D, 8) to compute with."""
+    """Operands with random content, and q (T, H, D), keys and values (slots, G, blocks, D, 8) to compute with."""
     dtype = np.float16 if kernel is attention_f16 else np.float32
     q_stride, out_stride = H * D + 3, H * D + 9
     q = rng.normal(0, 1, (T, q_stride)).astype(np.float32)
-    caches = [rng.normal(0, 1, (max(slots) + context_blocks, G, D, 8)).astype(dtype) for _ in range(2)]
+    caches = [rng.normal(0, 1, (max(slots) + 1, G, context_blocks, D, 8)).astype(dtype) for _ in range(2)]
     stride = score_floats(H, G, D, context_blocks)
     values = {
         "out": np.zeros(T * out_stride, np.float32),
@@ -23,7 +23,8 @@ def arguments(
         "keys": caches[0].ravel(),
         "values": caches[1].ravel(),
         "scores": np.full(5 * stride, np.nan, np.float32),
-        "slots": np.array(slots, np.int64),
+        "slots": np.array(slots, np.int64) * context_blocks,
+        "slot_blocks": context_blocks,
         "heads": H,
         "kv_heads": G,
         "head_size": D,
@@ -43,10 +44,10 @@ def run(kernel: Kernel, values: dict, positions: list[int], row_slots: list[int]
     return out.reshape(T, -1)[:, : H * D].reshape(T, H, D)
 
 
-def history(cache: np.ndarray, first_block: int, position: int) -> np.ndarray:
+def history(cache: np.ndarray, slot: int, position: int) -> np.ndarray:
     """(positions, G, D) up to and with `position`."""
-    blocks = cache[first_block : first_block + position // 8 + 1]
-    return blocks.transpose(0, 3, 1, 2).reshape(-1, *cache.shape[1:3])[: position + 1]
+    _, G, _, D, _ = cache.shape
+    return cache[slot].transpose(1, 3, 0, 2).reshape(-1, G, D)[: position + 1]
 
 
 CASES = [  # kernel, H, G, D, positions, slots of the rows
@@ -62,7 +63,7 @@ CASES = [  # kernel, H, G, D, positions, slots of the rows
 def test_kernels(kernel: Kernel, H: int, G: int, D: int, positions: list[int], row_slots: list[int]) -> None:
     rng = np.random.default_rng(D)
     context_blocks = max(positions) // 8 + 2
-    slots = [context_blocks, 0, 2 * context_blocks]
+    slots = [1, 0, 2]
     values, q, keys, cache_values = arguments(kernel, rng, len(positions), H, G, D, context_blocks, slots)
     out = run(kernel, values, positions, row_slots)
     for t, (position, slot) in enumerate(zip(positions, row_slots)):
@@ -75,7 +76,7 @@ def test_what_lies_beyond_the_own_position_does_not_count() -> None:
     values, _, keys, cache_values = arguments(attention_f16, rng, 1, 2, 1, 8, 3, [0])
     clean = run(attention_f16, values, [10], [0])
     for cache in (keys, cache_values):
-        cache[1, :, :, 3:], cache[2] = np.nan, np.inf
+        cache[0, :, 1, :, 3:], cache[0, :, 2] = np.nan, np.inf
     assert_same_bits(run(attention_f16, values, [10], [0]), clean)
 
 

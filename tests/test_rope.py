@@ -73,9 +73,10 @@ def test_kernels(kernel: Kernel, style: str, T: int, H: int, G: int, D: int, dim
     k, v = (rng.normal(0, 2, (T, kv_stride)).astype(np.float32) for _ in range(2))
     v[0, 0] = 1e6  # too large for a half float
     positions = [9 + t if t < 3 else t - 3 for t in range(T)]
-    slots = np.array([5, 0], np.int64)
+    slot_blocks = 5
+    places = [1, 0]
     row_slots = [0 if t < 3 else 1 for t in range(T)]
-    cache = rng.normal(0, 1, (10, G, D, 8)).astype(np.float16 if half else np.float32)
+    cache = rng.normal(0, 1, (2, G, slot_blocks, D, 8)).astype(np.float16 if half else np.float32)
     flat = cache.view(np.uint16).ravel() if half else cache.ravel()
     pairs, spacing, distance = rope_pairs(style, dims)
     found = run_both(
@@ -89,7 +90,8 @@ def test_kernels(kernel: Kernel, style: str, T: int, H: int, G: int, D: int, dim
         values=flat,
         cos=cos.ravel(),
         sin=sin.ravel(),
-        slots=slots,
+        slots=np.array(places, np.int64) * slot_blocks,
+        slot_blocks=slot_blocks,
         heads=H,
         kv_heads=G,
         head_size=D,
@@ -103,11 +105,11 @@ def test_kernels(kernel: Kernel, style: str, T: int, H: int, G: int, D: int, dim
     for x, heads in ((expected_q, H), (expected_k, G)):
         turned = rope_exact(x[:, : heads * D].reshape(T, heads, D), cos[positions], sin[positions], style)
         x[:, : heads * D] = turned.reshape(T, -1)
-    first_blocks = [int(slots[s]) for s in row_slots]
+    stored = [places[s] for s in row_slots]
     keys, values = cache.copy(), cache.copy()
     with np.errstate(over="ignore"):
-        store_exact(keys, expected_k[:, : G * D].reshape(T, G, D), positions, first_blocks)
-        store_exact(values, v[:, : G * D].reshape(T, G, D), positions, first_blocks)
+        store_exact(keys, expected_k[:, : G * D].reshape(T, G, D), positions, stored)
+        store_exact(values, v[:, : G * D].reshape(T, G, D), positions, stored)
     for result, expected in zip(found, (expected_q, expected_k, keys, values), strict=True):
         assert_same_bits(result, expected.view(np.uint16).ravel() if expected.dtype == np.float16 else expected.ravel())
 
