@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -74,14 +74,12 @@ class Tokenizer:
             if self.bos_id is None:
                 raise OptionError(f"{self.vocabulary.name}: bos: the vocabulary has no start token, leave bos=None")
             ids.append(self.bos_id)
-        after_special = True
         for part in self._partition(text, special):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                for word in self._words(part, after_special):
+                for word in self._words(part):
                     ids += self._word_ids(word)
-            after_special = isinstance(part, int)
         return ids
 
     def decode(self, ids: Iterable[int], special: bool = False, start: bool = True) -> str:
@@ -170,9 +168,10 @@ class Tokenizer:
             return lambda text: [text]  # some token has ▁ inside, so a merge may cross words
         return re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+").findall
 
-    def _words(self, text: str, after_special: bool) -> list[str]:
+    def _words(self, text: str) -> list[str]:
+        """The words of a part of `_partition`: it is the first or follows a special token, so ▁ goes before it."""
         if self.vocabulary.kind == "llama":
-            text = (" " + text if after_special and self.add_space_prefix else text).replace(" ", SPACE)
+            text = (" " + text if self.add_space_prefix else text).replace(" ", SPACE)
         return self._split(text)
 
     def _word_ids(self, word: str) -> tuple[int, ...]:
@@ -253,7 +252,6 @@ def merge(symbols: list[bytes], priority: Priority) -> list[bytes]:
 
     for left in range(count - 1):
         offer(left, left + 1)
-    heapify(heap)
     while heap:
         _, left, length = heappop(heap)
         right = after[left]

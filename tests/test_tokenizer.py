@@ -181,6 +181,11 @@ def test_ignore_merges_takes_a_whole_word_that_is_a_token() -> None:
     assert tokenizer(bpe(merges, pre="llama-bpe")).encode("abc", bos=False) == [258]
 
 
+def test_of_a_merge_given_twice_the_first_counts() -> None:
+    assert tokenizer(bpe(["a b", "b c", "a b"])).encode("abc") == [256, ord("c")]
+    assert tokenizer(bpe(["b c", "a b"])).encode("abc") == [ord("a"), 256]
+
+
 def test_the_start_token() -> None:
     ours = tiny_spm()
     assert (ours.bos_id, ours.add_bos) == (1, True)
