@@ -9,9 +9,9 @@ those. Whether a norm or a gate ends in floats, in INT8 blocks or in both is dec
 from dataclasses import dataclass, replace
 
 import numpy as np
-from kernels.gate import silu_gate, silu_gate_quantize
 
 from kernels.attention import attention_f16, attention_f32
+from kernels.gate import silu_gate, silu_gate_quantize
 from kernels.norm import rms_norm, rms_norm_quantize
 from kernels.quantize import BLOCK, quantize
 from kernels.rope import rope_store_f16, rope_store_f32

@@ -1,7 +1,7 @@
 """The run state: all that changes while a model runs. KV cache and scratch, each allocated once.
 
-Cache of one layer: keys and values, each (slots, G, blocks of 8 positions, D, 8 positions) float16, or float32 where no weight
-is quantised. A sequence lies in a slot, which begins at block `slots[slot]` of each head; all slots hold `context` positions.
+Cache of one layer: keys and values, each (slots, G, blocks of 8 positions, D, 8 positions) float16, or float32 where no
+weight is quantised (`kernels/rope.py`). A sequence lies in a slot; all slots hold `context` positions.
 
 Scratch: one row for each token of a run. Rows are padded to whole blocks of 32 floats; what a step writes there is read by
 the steps behind it, and the next layer writes over it.
