@@ -1,6 +1,8 @@
 """Requantisation: the kernel against its reference and Python's whole numbers, at the bounds, and rounding once."""
 
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,25 +31,32 @@ def run_with(rows: int) -> np.ndarray:
     return run
 
 
-def test_kernel_equals_exact_and_its_twin() -> None:
+def requantized(invoke: Callable[..., None]) -> np.ndarray:
     values, multipliers, shifts = arrays()
     rows, columns = values.shape
-    expected = requantize_exact(values, multipliers, shifts)
-    for invoke in (
-        lambda **o: call(requantize, run_with(rows), **o),
-        lambda **o: requantize(0, 1, run_with(rows), **o),
-    ):
-        out = np.full(rows * columns, 99, np.int8)
-        invoke(
-            out=out,
-            values=values.ravel(),
-            multipliers=multipliers,
-            shifts=shifts,
-            columns=columns,
-            stride=columns,
-            count=0,
-        )
-        np.testing.assert_array_equal(out.reshape(rows, columns), expected)
+    out = np.full(rows * columns, 99, np.int8)
+    given = {"out": out, "values": values.ravel(), "multipliers": multipliers, "shifts": shifts}
+    invoke(run_with(rows), **given, columns=columns, stride=columns, count=0)
+    return out.reshape(rows, columns)
+
+
+def results() -> dict[str, np.ndarray]:
+    """What compiled code gives: compared between processors."""
+    return {"requantize": requantized(partial(call, requantize))}
+
+
+def test_kernel_equals_exact_and_its_twin() -> None:
+    expected = requantize_exact(*arrays())
+    np.testing.assert_array_equal(results()["requantize"], expected)
+    np.testing.assert_array_equal(requantized(partial(requantize, 0, 1)), expected)
+
+
+def test_workers_share_the_columns() -> None:
+    def three(run: np.ndarray, **operands: np.ndarray | int) -> None:
+        for rank in range(3):
+            call(requantize, run, rank, 3, **operands)
+
+    np.testing.assert_array_equal(requantized(three), requantize_exact(*arrays()))
 
 
 def test_exact_is_python_whole_numbers_rounded_once() -> None:

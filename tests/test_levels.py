@@ -1,0 +1,127 @@
+"""Processors of every kind: the same bits from each that can run here, the right instructions for each that can't.
+
+A process compiles for one processor, which Numba's own environment variables choose; the levels are run one after another.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import level_results
+import numpy as np
+import pytest
+
+import kernels
+from kernels import matmul_q4_0, matmul_q4_k, matmul_q6_k, matmul_q8_0, registry
+from kernels.compiler import assembly, compiler, object_code
+from kernels.registry import Kernel, marks
+from kernels.target import Target, host
+from kernels.types import F32, I64, Int
+
+AVX2 = "+avx,+avx2,+fma,+f16c,+bmi2,+ssse3,+sse4.2,+popcnt"
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+TARGETS = {
+    "generic": Target(X86, "generic", ""),
+    "avx2": Target(X86, "generic", AVX2),
+    "vnni": Target(X86, "generic", AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512vnni"),
+    "neon": Target(ARM, "neoverse-n1", "+neon,+dotprod,+fullfp16"),
+}
+PRODUCTS = [module.__dict__[f"matmul_{name}"] for name, module in {
+    "q4_0": matmul_q4_0, "q8_0": matmul_q8_0, "q4_k": matmul_q4_k, "q6_k": matmul_q6_k
+}.items()]  # fmt: skip
+
+LEVELS = {"generic": "", "generic with SSE 4.1": "+sse4.1", "avx2": AVX2}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """A process for each level, all started at once."""
+    root = Path(kernels.__file__).parents[1]
+    started = {}
+    for name, features in LEVELS.items() if host().x86 else ():
+        environment = os.environ | {
+            "NUMBA_CPU_NAME": "generic",
+            "NUMBA_CPU_FEATURES": features,
+            "PYTHONPATH": str(root),
+        }
+        if name != "avx2" or host().avx2:
+            started[name] = subprocess.Popen(
+                [sys.executable, level_results.__file__],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_level_gives_the_same_bits(name: str, processes: dict[str, subprocess.Popen[str]]) -> None:
+    if name not in processes:
+        pytest.skip("this processor can't run that")
+    native = level_results.digests()
+    output, errors = processes[name].communicate()
+    assert processes[name].returncode == 0, errors
+    found = json.loads(output)
+    assert found.pop("level") == name.split()[0]
+    assert found == {key: digest for key, digest in native.items() if key != "level"}
+
+
+# ---- instructions ----
+
+
+@pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    ("level", "has", "lacks"),
+    [
+        ("vnni", r"vpdpbusd", r"pmaddubsw|zmm"),
+        ("avx2", r"vpmaddubsw.*ymm", r"vpdpbusd|zmm|call"),
+        ("generic", r"pmul|pmadd", r"ymm|pmaddubsw|vpdpbusd"),
+        ("neon", r"\tsdot\t", r"\tbl\t"),
+    ],
+)
+def test_products_use_the_instructions_of_each_level(kernel: Kernel, level: str, has: str, lacks: str) -> None:
+    assert TARGETS[level].level == level
+    text = assembly(kernel, TARGETS[level])
+    assert re.search(has, text)
+    assert not re.search(lacks, text)
+
+
+# ---- what a kernel may not do ----
+
+
+def all_kernels() -> list[Kernel]:
+    for module in pkgutil.iter_modules(kernels.__path__):
+        importlib.import_module(f"kernels.{module.name}")
+    return [k for k in registry.kernels.values() if k.body.__module__.startswith("kernels.")]
+
+
+def test_every_kernel_compiles() -> None:
+    """Which is refused where a kernel can raise, calls into Python, or calls any function that is not on a short list."""
+    assert len(compiler.addresses(all_kernels())) >= 40
+
+
+def raises(rank: Int, size: Int, run: I64, out: F32, n: Int) -> None:
+    if n > 3:
+        raise ValueError("too large")
+    out[0] = np.float32(n)
+
+
+def calls_what_it_should_not(rank: Int, size: Int, run: I64, out: F32, n: Int) -> None:
+    out[0] = np.float32(min(n, 3))
+
+
+@pytest.mark.parametrize(("body", "why"), [(raises, "can raise"), (calls_what_it_should_not, "it calls")])
+def test_kernels_that_raise_or_call_are_refused(body, why: str) -> None:
+    operands = {k: v for k, v in marks(body).items() if k not in ("rank", "size", "run", "return")}
+    with pytest.raises(TypeError, match=why):
+        object_code(Kernel(body.__name__, body, operands))
