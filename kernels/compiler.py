@@ -50,17 +50,20 @@ class Compiler:
     def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
         """Those of these kernels that neither this process nor the store has."""
         with self._lock:
-            return [k for k in kernels if k.name not in self._addresses and not (self.store and self.store.get(k.name))]
+            return [k for k in kernels if k.name not in self._addresses and self._stored(k) is None]
 
     def _address(self, kernel: Kernel) -> int:
         if kernel.name not in self._addresses:
-            code = self.store.get(kernel.name) if self.store else None
+            code = self._stored(kernel)
             if code is None:
                 code = object_code(kernel)
-                if self.store:
+                if self.store is not None:
                     self.store.put(kernel.name, code)
             self._addresses[kernel.name] = self._load(kernel, code)
         return self._addresses[kernel.name]
+
+    def _stored(self, kernel: Kernel) -> bytes | None:
+        return None if self.store is None else self.store.get(kernel.name)
 
     def _load(self, kernel: Kernel, code: bytes) -> int:
         if self._engine is None:
