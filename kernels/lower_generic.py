@@ -242,7 +242,8 @@ def to_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
 
 @lower
 def to_i32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
-    return call(b, "llvm.fptosi.sat.v8i32.v8f32", i32x8, a)
+    number = b.select(b.fcmp_ordered("ord", a, a), a, constant(0.0, f32x8))  # of a NaN, fptosi may make anything
+    return b.fptosi(number, i32x8)
 
 
 # ---- bytes and their products ----

@@ -34,7 +34,7 @@ def lowerings(target: Target) -> dict[str, Lowering]:
     """The native lowerings of a target; what is missing here is generic."""
     found: dict[str, Lowering] = {}
     if target.avx2:
-        found |= _half_floats | (_vnni if target.vnni else _avx2)
+        found |= _half_floats | {"to_i32": _to_i32} | (_vnni if target.vnni else _avx2)
     elif target.neon_dot:
         found |= _half_floats | _neon
     return found
@@ -61,6 +61,10 @@ def _store_f16(b: ir.IRBuilder, p: ir.Value, i: ir.Value, x: ir.Value) -> None:
 
 def _widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return b.fpext(b.bitcast(b.trunc(bits, i16), f16), f32)
+
+
+def _to_i32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx.cvtt.ps2dq.256", i32x8, a)
 
 
 _half_floats: dict[str, Lowering] = {
