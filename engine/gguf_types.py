@@ -180,6 +180,29 @@ class Q6_K(BlockType):
         return d[:, :, None] * (q.astype(np.float32) - 32)
 
 
+class TQ1_0(BlockType):
+    """qs[48], qh[4], d: d (t - 1); a byte holds five trits as a fraction in base 3, the last four bytes four each."""
+
+    def decode(self, b: np.ndarray) -> np.ndarray:
+        parts = (b[:, :32], 5), (b[:, 32:48], 5), (b[:, 48:52], 4)
+        t = [trit(bytes_, n) for bytes_, count in parts for n in range(count)]
+        return _half(b[:, 52:]) * (np.concatenate(t, axis=1).astype(np.float32) - 1)
+
+
+class TQ2_0(BlockType):
+    """qs[64], d: d (q - 1); byte 32 h + j holds elements j, j + 32, j + 64, j + 96 of half h."""
+
+    def decode(self, b: np.ndarray) -> np.ndarray:
+        q = b[:, :64].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+        return _half(b[:, 64:]) * (q.reshape(len(b), 256).astype(np.float32) - 1)
+
+
+def trit(b: np.ndarray, n: int) -> np.ndarray:
+    """Digit n, 0..2, of bytes of TQ1_0."""
+    rest = b.astype(np.int64) * 3**n & 255  # what is left of the fraction behind the first n digits
+    return rest * 3 >> 8
+
+
 def six_bit_pairs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scales and minima of Q4_K: (B, 12) packed bytes -> two arrays (B, 8) uint8 of 0..63."""
     low, mid, high = s[:, :4], s[:, 4:8], s[:, 8:]
@@ -191,5 +214,5 @@ def six_bit_pairs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 SUPPORTED: dict[str, BlockType] = {
     kind.__name__: kind(id, *KNOWN[id])
     for id, kind in ((0, F32), (1, F16), (30, BF16), (8, Q8_0), (2, Q4_0), (3, Q4_1), (6, Q5_0), (7, Q5_1),
-                     (12, Q4_K), (14, Q6_K))
+                     (12, Q4_K), (14, Q6_K), (34, TQ1_0), (35, TQ2_0))
 }  # fmt: skip

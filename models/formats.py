@@ -13,6 +13,8 @@ from kernels import (
     matmul_q5_k,
     matmul_q6_k,
     matmul_q8_0,
+    matmul_tq1_0,
+    matmul_tq2_0,
 )
 from kernels.matmul_blocks import Format
 from kernels.registry import Kernel
@@ -74,6 +76,8 @@ FORMS = {
         _blocks(matmul_q4_k.Q4_K),
         _blocks(matmul_q5_k.Q5_K),
         _blocks(matmul_q6_k.Q6_K),
+        _blocks(matmul_tq1_0.TQ1_0),
+        _blocks(matmul_tq2_0.TQ2_0),
         _floats("F32", "float32", matmul_float.matmul_f32, matmul_float.pack_f32, matmul_float.embed_f32),
         _floats("F16", "uint16", matmul_float.matmul_f16, matmul_float.pack_f16, matmul_float.embed_f16),
         _floats("BF16", "uint16", matmul_float.matmul_bf16, matmul_float.pack_f16, matmul_float.embed_bf16),
