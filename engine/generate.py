@@ -73,10 +73,10 @@ def _generate(given: argparse.Namespace) -> None:
     from engine.llm import load
 
     llm = load(given.model, threads=given.threads, context=given.context, cache=given.cache)
-    if given.temperature > 0 and given.seed is None:
-        sys.stderr.write(f"seed {seed}\n")
     progress = _Progress()
     stream = llm.stream(prompt, progress=progress, **sampling, **length)
+    if given.temperature > 0 and given.seed is None:
+        sys.stderr.write(f"seed {seed}\n")
     first = None
     if not given.json:
         sys.stdout.write(prompt)
