@@ -12,9 +12,9 @@ Equal values go to the lowest id. If no y is larger than -infinity, or all are N
 The vocabulary is cut into parts of PART ids (`kernels/log_probability.py`), whatever the number of workers; each part has
 its own results, which whoever needs them combines in order. Sums of weights are integers, below 2^60 for 2^24 ids.
 
-    1 sample_adjust    y into `weights`; each part's largest x, largest y and its id
-    2 sample_weigh     exp into `weights`; each part's sum of exp(x - max x), its summed weight, the largest weight of each
-                       group of GROUP ids
+    1 sample_adjust    y into `weights`; each part's largest x and y
+    2 sample_weigh     each part's sum of exp(x - max x); to draw, also exp((y - max y) / temperature) into `weights`, each
+                       part's summed weight, the largest weight of each group of GROUP ids
     3 sample_choose    rank 0 alone: only groups that can hold a candidate are looked at (`kernels/candidates.py`)
 
 `top_k`: k groups whose largest weight is at least f hold k candidates of at least f, so lighter ones need not be seen.
@@ -45,6 +45,8 @@ from kernels.simd import (
     div_f32,
     keep_below,
     load_f32x8,
+    max_f32,
+    max_lane,
     splat_f32,
     store_f32x8,
     sub_f32,
@@ -62,7 +64,7 @@ TEMPERATURE, PENALTY, LOG_PROBABILITY = range(3)
 FACTORS = 4
 # `floats` and `integers`: of each part
 LARGEST_X, LARGEST_Y, TOTAL, FLOATS = range(4)
-LARGEST_ID, MASS, GROUPS = range(3)
+MASS, GROUPS = range(2)
 INTEGERS = GROUPS + PART // GROUP
 
 
@@ -89,7 +91,6 @@ def sample_adjust(
     run: I64,
     weights: F32,
     floats: F32,
-    integers: I64,
     logits: F32,
     recent: I64,
     banned: I64,
@@ -97,7 +98,7 @@ def sample_adjust(
     factors: F32,
     vocab: Int,
 ) -> None:
-    """y of each part, the largest x and y, and the lowest id of the largest y.
+    """y of each part, the largest x and the largest y.
 
     logits: one row, readable up to a multiple of 8, as `weights` is.
     recent: options[RECENT] ids, which may repeat; banned: options[BANNED] ids.
@@ -106,25 +107,32 @@ def sample_adjust(
     penalty = factors[PENALTY]
     for part in range(start, end):
         low, high = part * PART, part_end(part, vocab)
+        lanes = splat_f32(MINUS_INFINITY)
         for i in range(low, high, 8):
-            store_f32x8(weights, i, load_below(logits, 0, i, high))
-        for n in range(options[RECENT]):
-            i = recent[n]
-            if low <= i < high:
-                x = logits[i]
-                y = np.float32(x / penalty) if x > ZERO else np.float32(x * penalty)
-                weights[i] = y if y > MINUS_INFINITY else MINUS_INFINITY
-        for n in range(options[BANNED]):
-            i = banned[n]
-            if low <= i < high:
-                weights[i] = MINUS_INFINITY
-        largest = largest_of(weights, 0, low, high)
-        i = low
-        while weights[i] != largest:
-            i += 1
-        floats[part * FLOATS + LARGEST_X] = largest_of(logits, 0, low, high)
+            v = load_below(logits, 0, i, high)
+            lanes = max_f32(v, lanes)
+            store_f32x8(weights, i, v)
+        largest = max_lane(lanes)
+        floats[part * FLOATS + LARGEST_X] = largest
+        if options[RECENT] + options[BANNED] > 0:
+            for n in range(options[RECENT]):
+                i = recent[n]
+                if low <= i < high:
+                    x = logits[i]
+                    y = np.float32(x / penalty) if x > ZERO else np.float32(x * penalty)
+                    weights[i] = y if y > MINUS_INFINITY else MINUS_INFINITY
+            for n in range(options[BANNED]):
+                i = banned[n]
+                if low <= i < high:
+                    weights[i] = MINUS_INFINITY
+            largest = largest_of(weights, 0, low, high)
         floats[part * FLOATS + LARGEST_Y] = largest
-        integers[part * INTEGERS + LARGEST_ID] = i
+
+
+@subroutine
+def drawn_at_random(temperature: Float, largest: Float) -> Int:
+    """1 if an id is drawn; 0 if the largest y is taken: at temperature 0, or where it is infinite."""
+    return 1 if temperature > ZERO and np.float32(largest - largest) == ZERO else 0
 
 
 @kernel
@@ -139,23 +147,23 @@ def sample_weigh(
     factors: F32,
     vocab: Int,
 ) -> None:
-    """Each part's sum of exp(x - max x); with a temperature also exp((y - max y) / temperature) and its integer weights."""
+    """Each part's sum of exp(x - max x); to draw, also exp((y - max y) / temperature) and its integer weights."""
     parts = parts_of(vocab)
     start, end = share(parts, rank, size)
     largest_x = floats[largest_part(floats, LARGEST_X, parts) * FLOATS + LARGEST_X]
-    largest_y = splat_f32(floats[largest_part(floats, LARGEST_Y, parts) * FLOATS + LARGEST_Y])
+    largest_y = floats[largest_part(floats, LARGEST_Y, parts) * FLOATS + LARGEST_Y]
     temperature = factors[TEMPERATURE]
     for part in range(start, end):
         low, high = part * PART, part_end(part, vocab)
         floats[part * FLOATS + TOTAL] = exp_sum(logits, 0, low, high, largest_x)
-        if temperature > ZERO:
+        if drawn_at_random(temperature, largest_y) != 0:
             total = 0
             group = part * INTEGERS + GROUPS
             for first in range(low, high, GROUP):
                 last = high if high < first + GROUP else first + GROUP
                 for i in range(first, last, 8):
                     y = keep_below(load_f32x8(weights, i), np.int32(i), np.int32(last), splat_f32(MINUS_INFINITY))
-                    e = exp(div_f32(sub_f32(y, largest_y), splat_f32(temperature)))
+                    e = exp(div_f32(sub_f32(y, splat_f32(largest_y)), splat_f32(temperature)))
                     store_f32x8(weights, i, e)
                 heaviest = 0
                 for i in range(first, last):
@@ -254,8 +262,8 @@ def sample_choose(
         parts = parts_of(vocab)
         best = largest_part(floats, LARGEST_Y, parts)
         largest_y = floats[best * FLOATS + LARGEST_Y]
-        chosen = integers[best * INTEGERS + LARGEST_ID]
-        if factors[TEMPERATURE] > ZERO and np.float32(largest_y - largest_y) == ZERO:  # finite
+        chosen = best * PART
+        if drawn_at_random(factors[TEMPERATURE], largest_y) != 0:
             total = 0
             for part in range(parts):
                 total += integers[part * INTEGERS + MASS]
@@ -263,6 +271,9 @@ def sample_choose(
                 chosen = draw_filtered(candidates, weights, integers, options, vocab, total)
             else:
                 chosen = draw_plain(weights, integers, options[RANDOM], vocab, total)
+        else:
+            while weights[chosen] != largest_y:
+                chosen += 1
         largest_x = floats[largest_part(floats, LARGEST_X, parts) * FLOATS + LARGEST_X]
         options[CHOSEN] = chosen
         factors[LOG_PROBABILITY] = log_probability(logits[chosen], largest_x, floats, TOTAL, FLOATS, parts)
