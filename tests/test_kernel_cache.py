@@ -92,7 +92,11 @@ def test_the_name_holds_every_kernel_file_and_the_target(tmp_path: Path, monkeyp
     assert folder_name() == first
 
     host = target.host()
-    for other in ((host.triple, "generic", ""), (host.triple, host.cpu, "+sse4.1"), ("other", host.cpu, host.features)):
+    for other in (
+        (host.triple, "other", host.features),
+        (host.triple, host.cpu, "+other"),
+        ("other", host.cpu, host.features),
+    ):
         monkeypatch.setattr(kernel_cache, "host", lambda other=other: target.Target(*other))
         names.add(folder_name())
     monkeypatch.setattr(kernel_cache, "host", lambda: host)
