@@ -35,8 +35,8 @@ def test_the_published_story_streams_to_stdout() -> None:
     done = run("engine.generate", "--model", str(STORIES), "--temperature", "0", "Once upon a time")
     assert done.returncode == 0
     assert done.stdout.startswith(
-        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, "
-        "red ball. She wanted to play with it, but it was too high.\nLily's mom said, "
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
+        "big, red ball. She wanted to play with it, but it was too high.\nLily's mom said, "
     )
     assert "tokens" in done.stderr and "first text after" in done.stderr
 
