@@ -2,7 +2,7 @@
 
     y = x, where repeated: x / penalty (or x * penalty, if negative); where banned, or not a number: -infinity
     temperature 0:  the id of the largest y
-    else:           weight = floor(2^36 exp((y - max y) / temperature) + 1/2)
+    else:           weight = rint(2^36 exp((y - max y) / temperature))
                     of these `top_k` keeps the first k, then `top_p` the fewest first that have this part of their sum, then
                     `min_p` those of at least this part of 2^36; one is drawn: ids ascending, by a 60-bit random number
 
@@ -42,19 +42,27 @@ from kernels.log_probability import (
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
 from kernels.simd import (
+    add_i32,
     div_f32,
     keep_below,
     load_f32x8,
     max_f32,
     max_lane,
+    mul_f32,
+    rint_f32,
     splat_f32,
+    splat_i32,
     store_f32x8,
     sub_f32,
+    sum_i32,
+    to_i32,
 )
-from kernels.types import F32, I64, Float, Int
+from kernels.types import F32, I64, F32x8, Float, I32x8, Int
 
 GROUP = 128
-ONE_WEIGHT = np.float64(1 << WEIGHT_BITS)
+ONE_WEIGHT, ROUNDER = np.float64(1 << WEIGHT_BITS), np.float64(3 << 51)
+HALF_BITS = WEIGHT_BITS // 2
+HALF_WEIGHT = np.float32(1 << HALF_BITS)
 
 # `options`: whole numbers. top_p and min_p are fractions of 2^60 and 2^36; 0 turns top_k, top_p and min_p off
 RANDOM, TOP_K, TOP_P, MIN_P, RECENT, BANNED, CHOSEN = range(7)
@@ -80,8 +88,16 @@ def largest_part(floats: F32, column: Int, parts: Int) -> Int:
 
 @subroutine
 def weight_of(e: Float) -> Int:
-    """floor(2^36 e + 1/2) for e in 0..1."""
-    return np.int64(np.float64(e) * ONE_WEIGHT + 0.5)  # type: ignore[return-value]
+    """rint(2^36 e) for e in 0..1; adding and taking away 3 * 2^51 rounds a float64 to an integer."""
+    return np.int64(np.float64(e) * ONE_WEIGHT + ROUNDER - ROUNDER)  # type: ignore[return-value]
+
+
+@subroutine
+def weight_halves(e: F32x8) -> tuple[I32x8, I32x8]:
+    """high and low with rint(2^36 e) = 2^18 high + low; both steps are exact, and each |low| is at most 2^17."""
+    scaled = mul_f32(e, splat_f32(HALF_WEIGHT))
+    high = rint_f32(scaled)
+    return to_i32(high), to_i32(rint_f32(mul_f32(sub_f32(scaled, high), splat_f32(HALF_WEIGHT))))
 
 
 @kernel
@@ -157,22 +173,21 @@ def sample_weigh(
         low, high = part * PART, part_end(part, vocab)
         floats[part * FLOATS + TOTAL] = exp_sum(logits, 0, low, high, largest_x)
         if drawn_at_random(temperature, largest_y) != 0:
-            total = 0
+            high_sum, low_sum = splat_i32(np.int32(0)), splat_i32(np.int32(0))
             group = part * INTEGERS + GROUPS
             for first in range(low, high, GROUP):
                 last = high if high < first + GROUP else first + GROUP
+                heaviest = splat_f32(ZERO)
                 for i in range(first, last, 8):
                     y = keep_below(load_f32x8(weights, i), np.int32(i), np.int32(last), splat_f32(MINUS_INFINITY))
                     e = exp(div_f32(sub_f32(y, splat_f32(largest_y)), splat_f32(temperature)))
                     store_f32x8(weights, i, e)
-                heaviest = 0
-                for i in range(first, last):
-                    w = weight_of(weights[i])
-                    total += w
-                    heaviest = w if w > heaviest else heaviest
-                integers[group] = heaviest
+                    heaviest = max_f32(e, heaviest)
+                    upper, lower = weight_halves(e)
+                    high_sum, low_sum = add_i32(high_sum, upper), add_i32(low_sum, lower)
+                integers[group] = weight_of(max_lane(heaviest))
                 group += 1
-            integers[part * INTEGERS + MASS] = total
+            integers[part * INTEGERS + MASS] = (np.int64(sum_i32(high_sum)) << HALF_BITS) + np.int64(sum_i32(low_sum))
 
 
 @subroutine
@@ -330,7 +345,7 @@ def sample_exact(
     if temperature == 0:
         return int(np.argmax(y))
     e = exp_exact((y - y.max()) / np.float32(temperature)).astype(np.float64)
-    weights = [int(w) for w in np.floor(e * ONE_WEIGHT + 0.5)]
+    weights = [int(w) for w in np.rint(e * ONE_WEIGHT)]
     order = sorted((id_ for id_ in range(len(x)) if weights[id_] > 0), key=lambda id_: (-weights[id_], id_))
     if top_k > 0:
         order = order[:top_k]
