@@ -55,9 +55,9 @@ def round_activation(x: torch.Tensor) -> torch.Tensor:
     """Float32 values (..., K) that the int8 codes of activations `x` (..., K) float32 stand for."""
     blocks = x.unflatten(-1, (-1, BLOCK))
     scales = blocks.abs().amax(-1, keepdim=True) / 127
-    scales = torch.where(scales < SMALLEST_SCALE, torch.zeros_like(scales), scales)
-    codes = torch.where(scales == 0, torch.zeros_like(blocks), torch.round(blocks / scales)).clamp_(-127, 127)
-    return codes.mul_(scales).flatten(-2)
+    zero = scales < SMALLEST_SCALE
+    codes = (blocks / scales.masked_fill(zero, float("inf"))).round_().clamp_(-127, 127)
+    return codes.mul_(scales.masked_fill_(zero, 0.0)).flatten(-2)
 
 
 def _straight_through(value: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
