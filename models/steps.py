@@ -23,6 +23,9 @@ class Steps:
         self._values: list[dict[str, Any]] = []
         self._apart = True
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, kernel: Kernel, **values: Any) -> None:
         """Append a step; the operands go by the kernel's own names and are checked against its types."""
         numbers = operands(kernel, values)
