@@ -35,124 +35,150 @@ from kernels.dot import (
 )
 from kernels.registry import subroutine
 from kernels.simd import add_i32, broadcast_i8x4, load_u8x32
-from kernels.types import F16, I8, U8, I32x8, Int, U8x32
+from kernels.types import F16, I8, U8, I32x8, Int, PairSums, QuadSums, U8x32
 
-Codes = tuple[U8x32, U8x32, U8x32, U8x32, U8x32, U8x32, U8x32, U8x32]
+Sums4 = tuple[I32x8, I32x8, I32x8, I32x8]
+PairSums4 = tuple[PairSums, PairSums, PairSums, PairSums]
+QuadSums4 = tuple[QuadSums, QuadSums, QuadSums, QuadSums]
 
 
-@subroutine
-def load_codes4(p: U8, i: Int) -> Codes:
-    """The 4-bit codes packed at p[i]."""
-    v0, v1, v2, v3 = load_u8x32(p, i), load_u8x32(p, i + 32), load_u8x32(p, i + 64), load_u8x32(p, i + 96)
-    return (
-        low_nibbles(v0),
-        low_nibbles(v1),
-        low_nibbles(v2),
-        low_nibbles(v3),
-        high_nibbles(v0),
-        high_nibbles(v1),
-        high_nibbles(v2),
-        high_nibbles(v3),
-    )
+# ---- one row of activations: two sums side by side hide the latency of the products ----
 
 
 @subroutine
-def load_codes5(p: U8, i: Int) -> Codes:
-    """The 5-bit codes packed at p[i]."""
-    w0, w1, w2, w3, w4, w5, w6, w7 = load_codes4(p, i)
-    v = load_u8x32(p, i + 128)
-    return (
-        or_u8(w0, single_bits(v, 0)),
-        or_u8(w1, single_bits(v, 1)),
-        or_u8(w2, single_bits(v, 2)),
-        or_u8(w3, single_bits(v, 3)),
-        or_u8(w4, single_bits(v, 4)),
-        or_u8(w5, single_bits(v, 5)),
-        or_u8(w6, single_bits(v, 6)),
-        or_u8(w7, single_bits(v, 7)),
-    )
-
-
-@subroutine
-def load_codes6(p: U8, i: Int) -> Codes:
-    """The 6-bit codes packed at p[i]."""
-    w0, w1, w2, w3, w4, w5, w6, w7 = load_codes4(p, i)
-    v0, v1 = load_u8x32(p, i + 128), load_u8x32(p, i + 160)
-    return (
-        or_u8(w0, bit_pairs(v0, 0)),
-        or_u8(w1, bit_pairs(v0, 2)),
-        or_u8(w2, bit_pairs(v0, 4)),
-        or_u8(w3, bit_pairs(v0, 6)),
-        or_u8(w4, bit_pairs(v1, 0)),
-        or_u8(w5, bit_pairs(v1, 2)),
-        or_u8(w6, bit_pairs(v1, 4)),
-        or_u8(w7, bit_pairs(v1, 6)),
-    )
-
-
-@subroutine
-def load_codes8(p: U8, i: Int) -> Codes:
-    """The 8-bit codes packed at p[i]."""
-    return (
-        load_u8x32(p, i),
-        load_u8x32(p, i + 32),
-        load_u8x32(p, i + 64),
-        load_u8x32(p, i + 96),
-        load_u8x32(p, i + 128),
-        load_u8x32(p, i + 160),
-        load_u8x32(p, i + 192),
-        load_u8x32(p, i + 224),
-    )
-
-
-@subroutine
-def dot4(codes: Codes, x: I8, i: Int) -> I32x8:
-    """The sums of products of 8 outputs' 4-bit codes with the 32 activations from x[i]."""
-    w0, w1, w2, w3, w4, w5, w6, w7 = codes
-    s = dot_u4(zero_pair_sums(), w0, broadcast_i8x4(x, i))
-    s = dot_u4(s, w1, broadcast_i8x4(x, i + 4))
-    s = dot_u4(s, w2, broadcast_i8x4(x, i + 8))
-    s = dot_u4(s, w3, broadcast_i8x4(x, i + 12))
-    s = dot_u4(s, w4, broadcast_i8x4(x, i + 16))
-    s = dot_u4(s, w5, broadcast_i8x4(x, i + 20))
-    s = dot_u4(s, w6, broadcast_i8x4(x, i + 24))
-    return pair_sums(dot_u4(s, w7, broadcast_i8x4(x, i + 28)))
-
-
-@subroutine
-def dot5(codes: Codes, x: I8, i: Int) -> I32x8:
-    """The sums of products of 8 outputs' 5-bit codes with the 32 activations from x[i]."""
-    w0, w1, w2, w3, w4, w5, w6, w7 = codes
-    s = dot_u4(zero_pair_sums(), w0, broadcast_i8x4(x, i))
-    s = dot_u4(s, w1, broadcast_i8x4(x, i + 4))
-    s = dot_u4(s, w2, broadcast_i8x4(x, i + 8))
-    s = dot_u4(s, w3, broadcast_i8x4(x, i + 12))
-    t = dot_u4(zero_pair_sums(), w4, broadcast_i8x4(x, i + 16))
-    t = dot_u4(t, w5, broadcast_i8x4(x, i + 20))
-    t = dot_u4(t, w6, broadcast_i8x4(x, i + 24))
-    return add_i32(pair_sums(s), pair_sums(dot_u4(t, w7, broadcast_i8x4(x, i + 28))))
-
-
-@subroutine
-def dot6(w0: U8x32, w1: U8x32, w2: U8x32, w3: U8x32, x: I8, i: Int) -> I32x8:
-    """The sums of products of 8 outputs' 6-bit codes in four vectors with the 16 activations from x[i]."""
-    s = dot_u4(dot_u4(zero_pair_sums(), w0, broadcast_i8x4(x, i)), w1, broadcast_i8x4(x, i + 4))
-    t = dot_u4(dot_u4(zero_pair_sums(), w2, broadcast_i8x4(x, i + 8)), w3, broadcast_i8x4(x, i + 12))
+def dot4(p: U8, i: Int, x: I8, k: Int) -> I32x8:
+    """The sums of products of the 4-bit codes at p[i] with the 32 activations from x[k]."""
+    s, t = zero_pair_sums(), zero_pair_sums()
+    for j in range(4):
+        v = load_u8x32(p, i + 32 * j)
+        s = dot_u4(s, low_nibbles(v), broadcast_i8x4(x, k + 4 * j))
+        t = dot_u4(t, high_nibbles(v), broadcast_i8x4(x, k + 16 + 4 * j))
     return add_i32(pair_sums(s), pair_sums(t))
 
 
 @subroutine
-def dot8(codes: Codes, x: I8, i: Int) -> I32x8:
-    """The sums of products of 8 outputs' 8-bit codes with the 32 activations from x[i]."""
-    w0, w1, w2, w3, w4, w5, w6, w7 = codes
-    s = dot_u8(zero_quad_sums(), w0, broadcast_i8x4(x, i))
-    s = dot_u8(s, w1, broadcast_i8x4(x, i + 4))
-    s = dot_u8(s, w2, broadcast_i8x4(x, i + 8))
-    s = dot_u8(s, w3, broadcast_i8x4(x, i + 12))
-    s = dot_u8(s, w4, broadcast_i8x4(x, i + 16))
-    s = dot_u8(s, w5, broadcast_i8x4(x, i + 20))
-    s = dot_u8(s, w6, broadcast_i8x4(x, i + 24))
-    return quad_sums(dot_u8(s, w7, broadcast_i8x4(x, i + 28)))
+def dot5(p: U8, i: Int, x: I8, k: Int) -> I32x8:
+    """The sums of products of the 5-bit codes at p[i] with the 32 activations from x[k]."""
+    s, t = zero_pair_sums(), zero_pair_sums()
+    fifth = load_u8x32(p, i + 128)
+    for j in range(4):
+        v = load_u8x32(p, i + 32 * j)
+        s = dot_u4(s, or_u8(low_nibbles(v), single_bits(fifth, j)), broadcast_i8x4(x, k + 4 * j))
+        t = dot_u4(t, or_u8(high_nibbles(v), single_bits(fifth, j + 4)), broadcast_i8x4(x, k + 16 + 4 * j))
+    return add_i32(pair_sums(s), pair_sums(t))
+
+
+@subroutine
+def dot6(p: U8, i: Int, x: I8, k: Int) -> tuple[I32x8, I32x8]:
+    """The sums of products of the 6-bit codes at p[i] with the activations from x[k] and from x[k + 16], 16 each."""
+    s0, s1, t0, t1 = zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
+    u, v = load_u8x32(p, i + 128), load_u8x32(p, i + 160)
+    for j in range(2):
+        w = load_u8x32(p, i + 32 * j)
+        s0 = dot_u4(s0, or_u8(low_nibbles(w), bit_pairs(u, 2 * j)), broadcast_i8x4(x, k + 4 * j))
+        t0 = dot_u4(t0, or_u8(high_nibbles(w), bit_pairs(v, 2 * j)), broadcast_i8x4(x, k + 16 + 4 * j))
+        w = load_u8x32(p, i + 32 * j + 64)
+        s1 = dot_u4(s1, or_u8(low_nibbles(w), bit_pairs(u, 2 * j + 4)), broadcast_i8x4(x, k + 8 + 4 * j))
+        t1 = dot_u4(t1, or_u8(high_nibbles(w), bit_pairs(v, 2 * j + 4)), broadcast_i8x4(x, k + 24 + 4 * j))
+    return add_i32(pair_sums(s0), pair_sums(s1)), add_i32(pair_sums(t0), pair_sums(t1))
+
+
+@subroutine
+def dot8(p: U8, i: Int, x: I8, k: Int) -> I32x8:
+    """The sums of products of the 8-bit codes at p[i] with the 32 activations from x[k]."""
+    s, t = zero_quad_sums(), zero_quad_sums()
+    for j in range(4):
+        s = dot_u8(s, load_u8x32(p, i + 32 * j), broadcast_i8x4(x, k + 4 * j))
+        t = dot_u8(t, load_u8x32(p, i + 32 * j + 128), broadcast_i8x4(x, k + 16 + 4 * j))
+    return add_i32(quad_sums(s), quad_sums(t))
+
+
+# ---- four rows, whose blocks of 32 activations lie side by side: each vector of codes is unpacked once for them ----
+
+
+@subroutine
+def zero_pairs4() -> PairSums4:
+    """Four empty sums."""
+    return zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
+
+
+@subroutine
+def add_pairs4(sums: PairSums4, w: U8x32, x: I8, k: Int) -> PairSums4:
+    """The codes w with four activations of each row."""
+    a, b, c, d = sums
+    return (
+        dot_u4(a, w, broadcast_i8x4(x, k)),
+        dot_u4(b, w, broadcast_i8x4(x, k + 32)),
+        dot_u4(c, w, broadcast_i8x4(x, k + 64)),
+        dot_u4(d, w, broadcast_i8x4(x, k + 96)),
+    )
+
+
+@subroutine
+def pair_sums4(sums: PairSums4) -> Sums4:
+    """The four sums in int32."""
+    a, b, c, d = sums
+    return pair_sums(a), pair_sums(b), pair_sums(c), pair_sums(d)
+
+
+@subroutine
+def add4(s: Sums4, t: Sums4) -> Sums4:
+    """s + t."""
+    (a, b, c, d), (e, f, g, h) = s, t
+    return add_i32(a, e), add_i32(b, f), add_i32(c, g), add_i32(d, h)
+
+
+@subroutine
+def dots4(p: U8, i: Int, x: I8, k: Int) -> Sums4:
+    """`dot4` for four rows."""
+    s = zero_pairs4()
+    for j in range(4):
+        v = load_u8x32(p, i + 32 * j)
+        s = add_pairs4(s, low_nibbles(v), x, k + 4 * j)
+        s = add_pairs4(s, high_nibbles(v), x, k + 16 + 4 * j)
+    return pair_sums4(s)
+
+
+@subroutine
+def dots5(p: U8, i: Int, x: I8, k: Int) -> Sums4:
+    """`dot5` for four rows."""
+    s, t = zero_pairs4(), zero_pairs4()
+    fifth = load_u8x32(p, i + 128)
+    for j in range(4):
+        s = add_pairs4(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j)), x, k + 4 * j)
+    for j in range(4):
+        w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j + 4))
+        t = add_pairs4(t, w, x, k + 16 + 4 * j)
+    return add4(pair_sums4(s), pair_sums4(t))
+
+
+@subroutine
+def dots6(p: U8, i: Int, x: I8, k: Int) -> tuple[Sums4, Sums4]:
+    """`dot6` for four rows: the sums over their first 16 activations, and over the others."""
+    s, t, u, v = zero_pairs4(), zero_pairs4(), zero_pairs4(), zero_pairs4()
+    m, n = load_u8x32(p, i + 128), load_u8x32(p, i + 160)
+    for j in range(2):
+        s = add_pairs4(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(m, 2 * j)), x, k + 4 * j)
+    for j in range(2, 4):
+        t = add_pairs4(t, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(m, 2 * j)), x, k + 4 * j)
+    for j in range(2):
+        u = add_pairs4(u, or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(n, 2 * j)), x, k + 16 + 4 * j)
+    for j in range(2, 4):
+        v = add_pairs4(v, or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(n, 2 * j)), x, k + 16 + 4 * j)
+    return add4(pair_sums4(s), pair_sums4(t)), add4(pair_sums4(u), pair_sums4(v))
+
+
+@subroutine
+def dots8(p: U8, i: Int, x: I8, k: Int) -> Sums4:
+    """`dot8` for four rows."""
+    a, b, c, d = zero_quad_sums(), zero_quad_sums(), zero_quad_sums(), zero_quad_sums()
+    for j in range(8):
+        w = load_u8x32(p, i + 32 * j)
+        a = dot_u8(a, w, broadcast_i8x4(x, k + 4 * j))
+        b = dot_u8(b, w, broadcast_i8x4(x, k + 4 * j + 32))
+        c = dot_u8(c, w, broadcast_i8x4(x, k + 4 * j + 64))
+        d = dot_u8(d, w, broadcast_i8x4(x, k + 4 * j + 96))
+    return quad_sums(a), quad_sums(b), quad_sums(c), quad_sums(d)
 
 
 # ---- one code at a time: packing and lookup; the bytes are zero before anything is put there ----
@@ -244,10 +270,13 @@ class Coding:
     """Codes of one width: the packed bytes of a block, and the subroutines above that serve it."""
 
     bytes: int
-    load: Callable[..., Any]
     dot: Callable[..., Any]
+    dots: Callable[..., Any]
     code: Callable[..., Any]
 
 
-CODES4, CODES5 = Coding(128, load_codes4, dot4, code4), Coding(160, load_codes5, dot5, code5)
-CODES8 = Coding(256, load_codes8, dot8, code8)
+CODES4, CODES5, CODES8 = (
+    Coding(128, dot4, dots4, code4),
+    Coding(160, dot5, dots5, code5),
+    Coding(256, dot8, dots8, code8),
+)

@@ -83,6 +83,16 @@ def _maddwd(b: ir.IRBuilder, v: ir.Value, factor: int) -> ir.Value:
     return call(b, "llvm.x86.avx2.pmadd.wd", i32x8, v, constant(factor, i16x16))
 
 
+def _in_order(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
+    """`sums`, but LLVM may not turn a chain of additions into a tree, which would need more registers than there are."""
+    floats = ir.VectorType(f32, 8)
+    return b.bitcast(call(b, "llvm.arithmetic.fence.v8f32", floats, b.bitcast(sums, floats)), sums.type)
+
+
+def _avx2_dot_u4(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    return _in_order(b, b.add(sums, _maddubs(b, w, a)))
+
+
 def _avx2_dot_u8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     low = _maddubs(b, b.and_(w, constant(15, i8x32)), a)
     high = _maddubs(b, b.lshr(w, constant(4, i8x32)), a)
@@ -97,7 +107,7 @@ def _avx2_quad_sums(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
 
 _avx2: dict[str, Lowering] = {
     "zero_pair_sums": lambda b: constant(0, i16x16),
-    "dot_u4": lambda b, sums, w, a: b.add(sums, _maddubs(b, w, a)),
+    "dot_u4": _avx2_dot_u4,
     "pair_sums": lambda b, sums: _maddwd(b, sums, 1),
     "zero_quad_sums": lambda b: constant(0, i16x32),
     "dot_u8": _avx2_dot_u8,

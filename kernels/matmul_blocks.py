@@ -8,10 +8,12 @@ is one output's own running sum and nothing depends on the width of vectors, on 
     codes     (group of 8 outputs, block of 32, code_bytes)      the integers, laid out as the format's file says
     scales    (group of 8 outputs, block of 32, scale_halves)    float16: scales, and minima behind them
 
-A format is three subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
+A format is six subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
 
-    load(codes, scales, n) -> weights                       block n = group * blocks + b, unpacked into registers
-    add(acc, weights, x, x_scales, x_sums, at) -> acc       one block's term for the activation's block `at`
+    load(codes, scales, n) -> weights                       scales of block n = group * blocks + b, in registers
+    dot(codes, n, x, k) -> sums                             its products with the 32 activations from x[k]
+    dots(codes, n, x, k) -> (sums, sums, sums, sums)        the same for four rows side by side
+    add(acc, sums, weights, x_scales, x_sums, at) -> acc    one block's term for the activation's block `at`
     put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n, all 0 before
     element(codes, scales, n, r, k) -> float                weight k of lane r in block n
 
@@ -68,6 +70,8 @@ def block_format(
     code_bytes: int,
     scale_halves: int,
     load: Subroutine,
+    dot: Subroutine,
+    dots: Subroutine,
     add: Subroutine,
     put: Subroutine,
     element: Subroutine,
@@ -79,7 +83,7 @@ def block_format(
         file_bytes,
         code_bytes,
         scale_halves,
-        _matmul(f"matmul_{name.lower()}", code_bytes, load, add),
+        _matmul(f"matmul_{name.lower()}", code_bytes, load, dot, dots, add),
         _pack(f"pack_{name.lower()}", code_bytes, scale_halves, put),
         _embed(f"embed_{name.lower()}", element),
     )
@@ -90,7 +94,9 @@ def _named(name: str, body: Callable[..., None]) -> Kernel:
     return kernel(body)
 
 
-def _matmul(name: str, code_bytes: int, load: Subroutine, add_block: Subroutine) -> Kernel:
+def _matmul(
+    name: str, code_bytes: int, load: Subroutine, dot: Subroutine, dots: Subroutine, add_block: Subroutine
+) -> Kernel:
     def matmul(
         rank: Int,
         size: Int,
@@ -118,12 +124,13 @@ def _matmul(name: str, code_bytes: int, load: Subroutine, add_block: Subroutine)
                 c0 = splat_f32(np.float32(0.0))
                 c1, c2, c3 = c0, c0, c0
                 for b in range(blocks):
-                    weights = load(codes, scales, group * blocks + b)
-                    at = t * blocks + 4 * b
-                    c0 = add_block(c0, weights, x, x_scales, x_sums, at)
-                    c1 = add_block(c1, weights, x, x_scales, x_sums, at + 1)
-                    c2 = add_block(c2, weights, x, x_scales, x_sums, at + 2)
-                    c3 = add_block(c3, weights, x, x_scales, x_sums, at + 3)
+                    n, at = group * blocks + b, t * blocks + 4 * b
+                    weights = load(codes, scales, n)
+                    s0, s1, s2, s3 = dots(codes, n, x, 32 * at)
+                    c0 = add_block(c0, s0, weights, x_scales, x_sums, at)
+                    c1 = add_block(c1, s1, weights, x_scales, x_sums, at + 1)
+                    c2 = add_block(c2, s2, weights, x_scales, x_sums, at + 2)
+                    c3 = add_block(c3, s3, weights, x_scales, x_sums, at + 3)
                 finish(out, t * stride + 8 * group, c0, bias, 8 * group, add)
                 finish(out, (t + 1) * stride + 8 * group, c1, bias, 8 * group, add)
                 finish(out, (t + 2) * stride + 8 * group, c2, bias, 8 * group, add)
@@ -132,9 +139,10 @@ def _matmul(name: str, code_bytes: int, load: Subroutine, add_block: Subroutine)
                 first = tiled_block(t, 0, blocks, rows)
                 c = splat_f32(np.float32(0.0))
                 for b in range(blocks):
+                    n, at = group * blocks + b, first + b * tile
                     for line in range(0, code_bytes, 64):
-                        prefetch(codes, (group * blocks + b) * code_bytes + line + AHEAD)
-                    c = add_block(c, load(codes, scales, group * blocks + b), x, x_scales, x_sums, first + b * tile)
+                        prefetch(codes, n * code_bytes + line + AHEAD)
+                    c = add_block(c, dot(codes, n, x, 32 * at), load(codes, scales, n), x_scales, x_sums, at)
                 finish(out, t * stride + 8 * group, c, bias, 8 * group, add)
 
     return _named(name, matmul)

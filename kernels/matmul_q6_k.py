@@ -17,7 +17,7 @@ The Q6_K format: ggml.
 
 import numpy as np
 
-from kernels.codes import Codes, byte, code6, dot6, load_codes6, put_code6, put_half
+from kernels.codes import byte, code6, dot6, dots6, put_code6, put_half
 from kernels.matmul_blocks import block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -33,30 +33,44 @@ from kernels.simd import (
     to_f32,
     widen_f16,
 )
-from kernels.terms import halves
+from kernels.terms import halves as read_halves
 from kernels.types import F16, F32, I8, I32, U8, F32x8, Float, I32x8, Int
 
 BLOCK_BYTES = 210  # in the file: 128 bytes of nibbles, 64 of bit pairs, 16 sub-scales, d
 RECORD = 8 * (192 + 16)
-Weights = tuple[Codes, I32x8, I32x8, F32x8]
+Weights = tuple[I32x8, I32x8, F32x8]
+Halves = tuple[I32x8, I32x8]
 
 
 @subroutine
 def load(codes: U8, scales: F16, n: Int) -> Weights:
-    """Block n in registers: codes, the sub-scales of its halves, and d."""
+    """Of block n: the sub-scales of its halves, and d."""
     i, j = RECORD * (n // 8), n % 8
     subs = i + 8 * 192 + 16 * j
     bias = splat_i32(np.int32(128))
     first, second = sub_i32(load_u8x8(codes, subs), bias), sub_i32(load_u8x8(codes, subs + 8), bias)
-    return load_codes6(codes, i + 192 * j), first, second, load_f16x8(scales, n // 8 * 8)
+    return first, second, load_f16x8(scales, n // 8 * 8)
 
 
 @subroutine
-def add(acc: F32x8, weights: Weights, x: I8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+def dot(codes: U8, n: Int, x: I8, k: Int) -> Halves:
+    """The products of block n's halves with one row."""
+    return dot6(codes, RECORD * (n // 8) + 192 * (n % 8), x, k)
+
+
+@subroutine
+def dots(codes: U8, n: Int, x: I8, k: Int) -> tuple[Halves, Halves, Halves, Halves]:
+    """The same for four rows."""
+    (a, b, c, d), (e, f, g, h) = dots6(codes, RECORD * (n // 8) + 192 * (n % 8), x, k)
+    return (a, e), (b, f), (c, g), (d, h)
+
+
+@subroutine
+def add(acc: F32x8, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
     """acc plus one block's term."""
-    (w0, w1, w2, w3, w4, w5, w6, w7), first, second, scale = weights
-    s0 = sub_i32(dot6(w0, w1, w2, w3, x, 32 * at), splat_i32(np.int32(32) * x_sums[2 * at]))
-    s1 = sub_i32(dot6(w4, w5, w6, w7, x, 32 * at + 16), splat_i32(np.int32(32) * x_sums[2 * at + 1]))
+    first, second, scale = weights
+    s0 = sub_i32(halves[0], splat_i32(np.int32(32) * x_sums[2 * at]))
+    s1 = sub_i32(halves[1], splat_i32(np.int32(32) * x_sums[2 * at + 1]))
     s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
     return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
 
@@ -84,7 +98,7 @@ def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
     return np.float32(sub_scale * (code6(codes, i + 192 * j, r, k) - 32)) * widen_f16(scales[n // 8 * 8 + r])
 
 
-Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, load, add, put, element)
+Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, load, dot, dots, add, put, element)
 matmul_q6_k, pack_q6_k, embed_q6_k = Q6_K.matmul, Q6_K.pack, Q6_K.embed
 
 
@@ -96,7 +110,7 @@ def decode(source: np.ndarray, rows: int, blocks: int) -> tuple[np.ndarray, ...]
     high = block[..., 128:192].reshape(rows, -1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
     codes = (low | high << 4).reshape(rows, -1).astype(np.int32) - 32
     sub_scale = block[..., 192:208].copy().view(np.int8).reshape(rows, -1).astype(np.int32)
-    return codes, sub_scale, halves(block, 208)
+    return codes, sub_scale, read_halves(block, 208)
 
 
 def matmul_q6_k_exact(

@@ -11,7 +11,7 @@ same integers and the same float32 steps, `truth` is float64 without rounding.
 
 import numpy as np
 
-from kernels.codes import Codes, Coding, byte, put_half
+from kernels.codes import Coding, Sums4, byte, put_half
 from kernels.matmul_blocks import Format, Subroutine, block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -72,47 +72,60 @@ def add_sub_scaled(
     return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
 
 
+def _simple_dots(coding: Coding) -> tuple[Subroutine, Subroutine]:
+    """The products of formats whose blocks of codes lie one behind the other."""
+    size, one_row, four_rows = coding.bytes, coding.dot, coding.dots
+
+    @subroutine
+    def dot(codes: U8, n: Int, x: I8, k: Int) -> I32x8:
+        return one_row(codes, size * n, x, k)
+
+    @subroutine
+    def dots(codes: U8, n: Int, x: I8, k: Int) -> Sums4:
+        return four_rows(codes, size * n, x, k)
+
+    return dot, dots
+
+
 def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Subroutine) -> Format:
     """A format with one scale for 32 weights and the constant zero point `zero`; `put` as in `kernels/matmul_blocks.py`."""
-    Weights = tuple[Codes, F32x8]
-    load_codes, dot, code, size, zero_point = coding.load, coding.dot, coding.code, coding.bytes, np.int32(zero)
+    code, size, zero_point = coding.code, coding.bytes, np.int32(zero)
 
     @subroutine
-    def load(codes: U8, scales: F16, n: Int) -> Weights:
-        return load_codes(codes, size * n), load_f16x8(scales, 8 * n)
+    def load(codes: U8, scales: F16, n: Int) -> F32x8:
+        return load_f16x8(scales, 8 * n)
 
     @subroutine
-    def add(acc: F32x8, weights: Weights, x: I8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        codes, scale = weights
-        return add_scaled(acc, dot(codes, x, 32 * at), scale, x_scales, x_sums, at, zero_point)
+    def add(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+        return add_scaled(acc, s, scale, x_scales, x_sums, at, zero_point)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         return np.float32(code(codes, size * n, r, k) - zero) * widen_f16(scales[8 * n + r])
 
-    return block_format(name, 32, file_bytes, size, 8, load, add, put, element)
+    return block_format(name, 32, file_bytes, size, 8, load, *_simple_dots(coding), add, put, element)
 
 
 def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
     """A format with a scale and a minimum for 32 weights: 8 scales, then 8 minima, lie together."""
-    Weights = tuple[Codes, F32x8, F32x8]
-    load_codes, dot, code, size = coding.load, coding.dot, coding.code, coding.bytes
+    Weights = tuple[F32x8, F32x8]
+    code, size = coding.code, coding.bytes
 
     @subroutine
     def load(codes: U8, scales: F16, n: Int) -> Weights:
-        return load_codes(codes, size * n), load_f16x8(scales, 16 * n), load_f16x8(scales, 16 * n + 8)
+        return load_f16x8(scales, 16 * n), load_f16x8(scales, 16 * n + 8)
 
     @subroutine
-    def add(acc: F32x8, weights: Weights, x: I8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        codes, scale, minimum = weights
-        return add_with_minimum(acc, dot(codes, x, 32 * at), scale, minimum, x_scales, x_sums, at)
+    def add(acc: F32x8, s: I32x8, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+        scale, minimum = weights
+        return add_with_minimum(acc, s, scale, minimum, x_scales, x_sums, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         product = np.float32(code(codes, size * n, r, k)) * widen_f16(scales[16 * n + r])
         return product + widen_f16(scales[16 * n + 8 + r])
 
-    return block_format(name, 32, file_bytes, size, 16, load, add, put, element)
+    return block_format(name, 32, file_bytes, size, 16, load, *_simple_dots(coding), add, put, element)
 
 
 def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
@@ -121,8 +134,8 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
     Of `scales`, 8 scales and 8 minima (signs flipped, so that both terms are added) lie together; of `codes`, eight blocks,
     then for each of them 8 sub-scales and 8 sub-minima.
     """
-    Weights = tuple[Codes, I32x8, I32x8, F32x8, F32x8]
-    load_codes, dot, code, size = coding.load, coding.dot, coding.code, coding.bytes
+    Weights = tuple[I32x8, I32x8, F32x8, F32x8]
+    code, size, one_row, four_rows = coding.code, coding.bytes, coding.dot, coding.dots
     record = 8 * (size + 16)
 
     @subroutine
@@ -130,7 +143,6 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         i, j = n // 8, n % 8
         subs = record * i + 8 * size + 16 * j
         return (
-            load_codes(codes, record * i + size * j),
             load_u8x8(codes, subs),
             load_u8x8(codes, subs + 8),
             load_f16x8(scales, 16 * i),
@@ -138,9 +150,16 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         )
 
     @subroutine
-    def add(acc: F32x8, weights: Weights, x: I8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        codes, sub_scale, sub_minimum, scale, minimum = weights
-        s = dot(codes, x, 32 * at)
+    def dot(codes: U8, n: Int, x: I8, k: Int) -> I32x8:
+        return one_row(codes, record * (n // 8) + size * (n % 8), x, k)
+
+    @subroutine
+    def dots(codes: U8, n: Int, x: I8, k: Int) -> Sums4:
+        return four_rows(codes, record * (n // 8) + size * (n % 8), x, k)
+
+    @subroutine
+    def add(acc: F32x8, s: I32x8, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+        sub_scale, sub_minimum, scale, minimum = weights
         return add_sub_scaled(acc, s, sub_scale, sub_minimum, scale, minimum, x_scales, x_sums, at)
 
     @subroutine
@@ -151,7 +170,7 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         minimum = np.float32(codes[subs + 8]) * widen_f16(scales[16 * i + 8 + r])
         return product * widen_f16(scales[16 * i + r]) + minimum
 
-    return block_format(name, 256, file_bytes, size + 16, 2, load, add, put, element)
+    return block_format(name, 256, file_bytes, size + 16, 2, load, dot, dots, add, put, element)
 
 
 @subroutine
