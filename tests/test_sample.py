@@ -11,6 +11,9 @@ from kernels.random_bits import BITS, random_bits
 from kernels.sample import (
     BANNED,
     CHOSEN,
+    FLOATS,
+    LARGEST_X,
+    LARGEST_Y,
     LOG_PROBABILITY,
     RANDOM,
     RECENT,
@@ -43,8 +46,8 @@ CASES: list[dict[str, Any]] = [
 
 
 def row(vocab: int, seed: int, levels: float = 0.0) -> np.ndarray:
-    """A row of logits, zeros behind the vocabulary; with `levels` many are equal."""
-    x = np.zeros(-(-vocab // 32) * 32, np.float32)
+    """A row of logits, and larger numbers behind the vocabulary, which must not count; with `levels` many are equal."""
+    x = np.full(-(-vocab // 32) * 32, 99, np.float32)
     x[:vocab] = np.random.default_rng(seed).normal(0, 3, vocab)
     if levels:
         x[:vocab] = np.round(x[:vocab] * levels) / levels
@@ -89,6 +92,27 @@ def test_sizes(vocab: int, case: dict[str, Any]) -> None:
         assert id_ == sample_exact(x[:vocab], random, **(DEFAULTS | case))
 
 
+def test_adjusted_logits() -> None:
+    vocab = PART + 9
+    x = row(vocab, 4)
+    x[[1500, PART + 3]], x[[0, 7]], x[3], x[5] = 40, np.nan, -2, 2
+    recent, banned = np.array([3, PART + 3, 5, 3, 9], np.int64), np.array([1500, 2], np.int64)
+    arrays = sampling_arrays(vocab, 5, 2)
+    set_options(arrays, **(DEFAULTS | {"penalty": 3.0}))
+    arrays["options"][[RECENT, BANNED]] = len(recent), len(banned)
+    arrays |= {"recent": recent, "banned": banned, "logits": x, "vocab": vocab}
+    values = {name: arrays[name] for name in sample_adjust.operands}
+    weights, floats = run_both(sample_adjust, RUN, ("weights", "floats"), **values)
+    expected = x[:vocab].copy()
+    expected[[0, 7, *banned]] = -np.inf
+    for i in set(recent.tolist()):
+        expected[i] = expected[i] / np.float32(3) if expected[i] > 0 else expected[i] * np.float32(3)
+    assert_same_bits(weights[:vocab], expected)
+    found = floats.reshape(2, FLOATS)
+    assert found[:, LARGEST_X].tolist() == [40, 40]
+    assert found[:, LARGEST_Y].tolist() == [expected[:PART].max(), expected[PART:].max()]
+
+
 def test_equal_logits_go_to_the_lowest_id() -> None:
     x = np.zeros(64, np.float32)
     assert sample(x, 50, 0, temperature=0.0)[0] == 0
@@ -123,17 +147,20 @@ def test_the_draw_follows_the_probabilities() -> None:
 
 
 def test_log_probabilities() -> None:
-    vocab, stride = PART + 40, PART + 64
-    x = np.stack([np.append(row(vocab, seed), np.zeros(0, np.float32))[:stride] for seed in (1, 2, 3)])
-    ids = np.array([5, PART + 39, 0], np.int64)
+    vocab, stride = PART + 37, PART + 64
+    x = np.stack([row(vocab, seed) for seed in (1, 2, 3)])
+    assert x.shape[1] == stride
+    x[2, 1] = np.nan  # counts as -infinity
+    ids = np.array([5, PART + 36, 0], np.int64)
     scratch = np.zeros(5 * 2, np.float32)
     run = rows_block(3, logit_rows=[0, 1, 2])
     values = {"logits": x.ravel(), "ids": ids, "vocab": vocab, "stride": stride}
     (out,) = run_both(log_probabilities, run, ("out",), out=np.zeros(3, np.float32), totals=scratch, **values)
+    x[2, 1] = -np.inf
     assert_same_bits(out, np.array([log_probability_exact(r[:vocab], i) for r, i in zip(x, ids)]))
     truth = [log_probability_truth(r[:vocab], i) for r, i in zip(x, ids)]
     # the sum: exp, 256 additions in a lane, 3 in the tree; the differences from the largest; the result
-    bound = 2.0**-24 * (2 + 256 + 3 + 2 * np.abs(x).max() + np.abs(truth))
+    bound = 2.0**-24 * (2 + 256 + 3 + 2 * np.abs(x[:2, :vocab]).max() + np.abs(truth))
     assert (np.abs(out - truth) <= bound).all()
 
 
