@@ -72,8 +72,8 @@ class Quantizer:
         """The file's bytes, (R, block_bytes) uint8, of codes (R, block_size) int32."""
         raise NotImplementedError
 
-    def quantize(self, x: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-        """Rounds a matrix (N, K) float32 to the grid; returns its bytes, (N, K / block_size * block_bytes) uint8.
+    def rounded(self, x: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds a matrix (N, K) float32 to the grid: its bytes, (N, K / block_size * block_bytes) uint8, and their values.
 
         weight: (K,) how much an error counts in each column; None: all the same.
         """
@@ -83,7 +83,12 @@ class Quantizer:
         else:
             counts = np.tile(weight.reshape(-1, self.block_size).astype(np.float32), (len(x), 1))
         grid = self.fit(blocks, counts)
-        return self.pack(grid, grid.nearest(blocks)).reshape(len(x), -1)
+        codes = grid.nearest(blocks)
+        return self.pack(grid, codes).reshape(len(x), -1), grid.values(codes).reshape(x.shape)
+
+    def quantize(self, x: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+        """The bytes of `rounded`."""
+        return self.rounded(x, weight)[0]
 
 
 class Symmetric(Quantizer):

@@ -1,0 +1,102 @@
+"""Quantising a model's tensors with the help of a calibration text, layer by layer, and by rounding alone.
+
+    read(name)            a float tensor, float32         rows(name, ids)    some rows of one
+    emit(name, bytes)     takes a quantised tensor, or a part of one
+
+With GPTQ two streams of activations run side by side through each layer: those of the float model, and those of the layers
+as they have been quantised so far, which are what the next matrix will meet.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.block_types import QUANTIZERS
+from kernels.rope_table import rope_tables
+from models.config import ModelConfig, expected_tensors
+from models.quantizers.gptq import against_drift, gptq, moments_and_drift
+from models.quantizers.transformer import Angles, Layer, run_layer
+
+ROWS_AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
+FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2"}
+Emit = Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A float model that can be read tensor by tensor.
+
+    Attributes:
+        read: Name -> the tensor in float32, in its shape.
+        rows: Name and indices -> some rows of a matrix, float32.
+    """
+
+    config: ModelConfig
+    read: Callable[[str], np.ndarray]
+    rows: Callable[[str, np.ndarray], np.ndarray]
+
+    def layer(self, i: int) -> Layer:
+        """All tensors of a layer by their short names."""
+        prefix = f"blk.{i}."
+        names = [name for name in expected_tensors(self.config) if name.startswith(prefix)]
+        return {name.removeprefix(prefix).removesuffix(".weight"): self.read(name) for name in names}
+
+    def angles(self, length: int) -> Angles:
+        """Cosines and sines of the first `length` positions."""
+        divisors = self.read("rope_freqs.weight") if self.config.rope_divisors else None
+        return rope_tables(length, self.config.rope_dims, self.config.rope_base, divisors)
+
+    def embedded(self, texts: list[np.ndarray]) -> list[np.ndarray]:
+        """The embedding rows of each text, (T, hidden)."""
+        return [self.rows("token_embd.weight", ids) for ids in texts]
+
+
+def encode(x: np.ndarray, type_: str) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix's rows as bytes of a type, by rounding, and the values that they stand for."""
+    if type_ in QUANTIZERS:
+        return QUANTIZERS[type_].rounded(np.ascontiguousarray(x, np.float32))
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(x.astype(FLOAT_DTYPES[type_]))
+    return stored.reshape(-1).view(np.uint8), stored.astype(np.float32)
+
+
+def round_tensor(model: Model, name: str, type_: str, emit: Emit) -> None:
+    """Rounds a tensor, some rows at a time."""
+    shape = expected_tensors(model.config)[name]
+    if len(shape) == 1:
+        emit(name, encode(model.read(name), type_)[0])
+        return
+    step = max(1, ROWS_AT_ONCE // shape[1])
+    for start in range(0, shape[0], step):
+        part = np.arange(start, min(start + step, shape[0]))
+        emit(name, encode(model.rows(name, part), type_)[0])
+
+
+def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], emit: Emit) -> Iterator[str]:
+    """Quantises the matrices of all layers with GPTQ, emitting each; yields its name when it is done.
+
+    Args:
+        types: The type of each tensor by its GGUF name.
+        texts: Token ids of the calibration, each text at most as long as the context.
+    """
+    angles = model.angles(max(map(len, texts)))
+    originals = model.embedded(texts)
+    streams = [encode(x, types["token_embd.weight"])[1].reshape(x.shape) for x in originals]
+    for i in range(model.config.layers):
+        before = model.layer(i)
+        layer = dict(before)
+        reference = run_layer(model.config, before, originals, angles)
+        steps = run_layer(model.config, layer, streams, angles)
+        for (group, inputs), (_, original_inputs) in zip(steps, reference):
+            moments, drift = moments_and_drift(inputs(), original_inputs())
+            for short in group:
+                name = f"blk.{i}.{short}.weight"
+                weight = against_drift(before[short], moments, drift)
+                if types[name] in QUANTIZERS:
+                    data, layer[short] = gptq(weight, moments, QUANTIZERS[types[name]])
+                else:
+                    data, layer[short] = encode(weight, types[name])
+                emit(name, data)
+                yield name
+        originals, streams = reference.finish(), steps.result

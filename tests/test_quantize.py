@@ -1,0 +1,179 @@
+"""The quantising command: files that the `gguf` package and the engine read, what GPTQ is worth, what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from engine.gguf import GGUFFile
+from engine.quantize import main
+from kernels.block_types import QUANTIZERS
+from models.config import expected_tensors
+from models.quantizers.choice import choose_types, fitting
+from models.quantizers.gptq import against_drift, feedback, gptq, moments_and_drift
+from models.quantizers.transformer import rms_norm, run_layer
+from tests import tiny, truth
+
+TEXT = "the wind was in the trees and the house was still. " * 400
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return str(tmp_path / "text.txt")
+
+
+def tensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    reader = gguf.GGUFReader(path)
+    return {t.name: (t.tensor_type.name, gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
+
+
+def test_types_give_way_to_what_fits() -> None:
+    assert [fitting(*pair) for pair in (("Q4_K", 512), ("Q4_K", 96), ("Q4_K", 172), ("Q6_K", 96), ("TQ2_0", 64))] == [
+        "Q4_K", "Q5_0", "F16", "Q8_0", "Q4_0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("arch, type_", [("llama", "Q4_0"), ("qwen2", "Q8_0"), ("llama", "Q4_K"), ("llama", "TQ1_0")])
+def test_rounded_files(tmp_path: Path, arch: str, type_: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden, ff = (256, 512) if type_ in ("Q4_K", "TQ1_0") else (None, None)
+    before = tiny.write(tmp_path / "a.gguf", arch, "F16", hidden=hidden, ff=ff)
+    assert main([str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf"), "--type", type_]) == 0
+    assert "weights" in capsys.readouterr().err
+    after = tensors(tmp_path / "b.gguf")
+    assert list(after) == list(before) or set(after) == set(before)
+    for name, (kind, values) in after.items():
+        if before[name].ndim == 1:
+            assert kind == "F32"
+            np.testing.assert_array_equal(values, before[name])
+        elif kind in QUANTIZERS:
+            expected = QUANTIZERS[kind].rounded(before[name])[1]
+            np.testing.assert_array_equal(values, expected)
+    with GGUFFile.open(tmp_path / "a.gguf") as a, GGUFFile.open(tmp_path / "b.gguf") as b:
+        assert {**a.metadata}.keys() <= {*b.metadata, "general.file_type"}
+        assert b.metadata["tokenizer.ggml.tokens"] == a.metadata["tokenizer.ggml.tokens"]
+
+
+def test_feedback_is_the_factor_of_the_inverse() -> None:
+    x = np.random.default_rng(1).standard_normal((50, 6)).astype(np.float32)
+    x[:, 2] = 0
+    moments = (x.T @ x).astype(np.float64)
+    u = feedback(moments)
+    damped = moments.copy()
+    damped[2, 2] = 1
+    damped += np.eye(6) * np.diag(damped).mean() * 0.01
+    np.testing.assert_allclose(u.T @ u, np.linalg.inv(damped), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(u, np.triu(u))
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0", "TQ2_0"])
+def test_gptq_lowers_the_error_of_products(name: str, order: bool) -> None:
+    random = np.random.default_rng(2)
+    quantizer, columns = QUANTIZERS[name], 512
+    w = random.standard_normal((24, columns)).astype(np.float32)
+    x = (random.standard_normal((3000, 40)) @ random.standard_normal((40, columns)) / 6).astype(np.float32)
+    x += 0.3 * random.standard_normal(x.shape).astype(np.float32)
+    moments, drift = moments_and_drift([x], [x])
+    assert not drift.any()
+    data, values = gptq(w, moments, quantizer, order)
+    np.testing.assert_array_equal(gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name]), values)
+    plain = quantizer.rounded(w)[1]
+    assert np.mean((x @ (values - w).T) ** 2) < 0.6 * np.mean((x @ (plain - w).T) ** 2)
+
+
+def test_drift_is_made_good_halfway() -> None:
+    random = np.random.default_rng(3)
+    w = random.standard_normal((5, 20)).astype(np.float32)
+    original = random.standard_normal((900, 20)).astype(np.float32)
+    x = (original @ (np.eye(20) + 0.1 * random.standard_normal((20, 20)))).astype(np.float32)
+    moved = against_drift(w, *moments_and_drift([x], [original]))
+    before, after = (np.linalg.norm(x @ v.T - original @ w.T) for v in (w, moved))
+    assert 0.4 * before < after < 0.65 * before
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_calibration_runs_the_model_that_truth_runs(tmp_path: Path, arch: str) -> None:
+    from engine.float_source import float_source
+
+    tiny.write(tmp_path / "a.gguf", arch, "F32", rope_divisors=arch == "llama")
+    ids = np.random.default_rng(4).integers(3, 280, 37)
+    with float_source(tmp_path / "a.gguf") as source:
+        model = source.model
+        xs = model.embedded([ids])
+        for i in range(model.config.layers):
+            xs = run_layer(model.config, model.layer(i), xs, model.angles(40)).finish()
+        logits = rms_norm(xs[0], model.read("output_norm.weight"), model.config.rms_eps) @ model.read("output.weight").T
+    expected = truth.forward(tmp_path / "a.gguf", ids)
+    assert np.abs(logits - expected).max() < 2e-4 * np.abs(expected).max()
+
+
+def test_gptq_file(tmp_path: Path, text: str) -> None:
+    before = tiny.write(tmp_path / "a.gguf", "llama", "F32")
+    arguments = [str(tmp_path / "a.gguf"), "", "--text", text, "--tokens", "2048"]
+    for method in ("round", "gptq"):
+        arguments[1] = str(tmp_path / f"{method}.gguf")
+        assert main([*arguments, "--method", method]) == 0
+    assert (tmp_path / "round.gguf").stat().st_size == (tmp_path / "gptq.gguf").stat().st_size
+    rounded, fed = tensors(tmp_path / "round.gguf"), tensors(tmp_path / "gptq.gguf")
+    ids = np.arange(20, 60)
+    reference = truth.forward(tmp_path / "a.gguf", ids)
+    assert truth.kl(reference, truth.forward(tmp_path / "gptq.gguf", ids)) < 1
+    for name, (kind, values) in fed.items():
+        assert kind == rounded[name][0]
+        same = np.array_equal(values, rounded[name][1])
+        assert same == (not (name.startswith("blk") and before[name].ndim == 2)), name
+
+
+def test_refusals(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F16")
+    tiny.write(tmp_path / "q.gguf", "llama", "Q8_0")
+    a, q, out = (str(tmp_path / name) for name in ("a.gguf", "q.gguf", "out.gguf"))
+    (tmp_path / "short.txt").write_text("the")
+    (tmp_path / "no.txt").write_bytes(b"\xff")
+    cases = {
+        "quantised already": [q, out],
+        "needs a calibration text": [a, out, "--method", "gptq"],
+        "ends in .gguf": [a, out + ".bin"],
+        "tokens, expected": [a, out, "--method", "gptq", "--text", str(tmp_path / "short.txt")],
+        "not UTF-8": [a, out, "--method", "gptq", "--text", str(tmp_path / "no.txt")],
+        "is a directory": [str(tmp_path), out],
+        "can't be written": [a, str(tmp_path / "none" / "b.gguf")],
+    }
+    for part, arguments in cases.items():
+        assert main(arguments) == 1
+        err = capsys.readouterr().err
+        assert part in err and err.count("\n") <= 2, err
+    before = sorted(os.listdir(tmp_path))
+    assert "out.gguf" not in before and not [name for name in before if "part" in name]
+
+
+def test_a_weight_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F32")
+    with GGUFFile.open(tmp_path / "a.gguf") as file:
+        offset = file.tensor("blk.1.ffn_up.weight").offset
+    with open(tmp_path / "a.gguf", "r+b") as raw:
+        raw.seek(offset)
+        raw.write(np.float32(np.nan).tobytes())
+    assert main([str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")]) == 1
+    assert "blk.1.ffn_up.weight" in capsys.readouterr().err and not (tmp_path / "b.gguf").exists()
+
+
+def test_nothing_compiled_is_needed(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F16")
+    code = "import sys, engine.quantize as q; assert q.main(sys.argv[1:]) == 0; sys.exit('llvmlite' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")], check=True)
+
+
+def test_chosen_types(tmp_path: Path) -> None:
+    from engine.float_source import float_source
+
+    tiny.write(tmp_path / "a.gguf", "llama", "F16", tied=True, hidden=256, ff=512)
+    with float_source(tmp_path / "a.gguf") as source:
+        types = choose_types(source.config, "Q4_K")
+        assert types["token_embd.weight"] == "Q6_K" and types["blk.0.ffn_down.weight"] == "Q4_K"
+        assert set(types) == set(expected_tensors(source.config))
