@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("prompt", nargs="?", help="the text to continue; - reads it from stdin")
     made.add_argument("--file", metavar="FILE", help="read the text to continue from a file")
     made.add_argument("--model", metavar="FILE", help="a GGUF file (default: the small model that comes along)")
+    made.add_argument("--chat", action="store_true", help="the text is a message: answer it by the model's chat template")
     made.add_argument("--context", type=options.whole(1, 1 << 24), metavar="N", help="tokens that the cache holds")
     made.add_argument(
         "--max-tokens", type=options.whole(0, (1 << 31) - 1), default=256, metavar="N", help="default: 256"
@@ -74,11 +75,12 @@ def _generate(given: argparse.Namespace) -> None:
 
     llm = load(given.model, threads=given.threads, context=given.context, cache=given.cache)
     progress = _Progress()
-    stream = llm.stream(prompt, progress=progress, **sampling, **length)
+    ids = llm.chat_ids([{"role": "user", "content": prompt}]) if given.chat else prompt
+    stream = llm.stream(ids, progress=progress, **sampling, **length)
     if given.temperature > 0 and given.seed is None:
         sys.stderr.write(f"seed {seed}\n")
     first = None
-    if not given.json:
+    if not given.json and not given.chat:
         sys.stdout.write(prompt)
     text = []
     for piece in stream:

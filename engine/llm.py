@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import numpy as np
 
 import models.pretrained
 from engine import kernel_cache
-from engine.errors import ContextError, OptionError
+from engine.errors import ContextError, FileError, OptionError
+from engine.integer_loader import load_integer
+from engine.integer_sampling import INTEGER_SAMPLING_KERNELS, IntegerSampling
 from engine.loader import Loaded, load_gguf
 from engine.results import Generation, Piece, Score, Timings
 from engine.sampling import SAMPLING_KERNELS, Sampling
@@ -53,7 +55,11 @@ class LLM:
         self._run = loaded.team.run_block
         self._rows = self._run[FIRST:].reshape(-1, WIDTH)
         self._logits = loaded.state.scratch["logits"]
-        self._sampling = Sampling(self.tokenizer, self._logits, self.config.vocab_size, loaded.team.size)
+        self._sampling: Sampling | IntegerSampling
+        if loaded.logit_bits is None:
+            self._sampling = Sampling(self.tokenizer, self._logits, self.config.vocab_size, loaded.team.size)
+        else:
+            self._sampling = IntegerSampling(self.tokenizer, self._logits, self.config.vocab_size, loaded.logit_bits)
         self._sample_table = np.concatenate([loaded.table, self._sampling.steps.table()])
         self._score_table = np.concatenate([loaded.table, self._sampling.scoring.table()])
         self._held: list[int] = []
@@ -71,6 +77,28 @@ class LLM:
         """The text of ids."""
         return self.tokenizer.decode(ids)
 
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The prompt that the model's own chat template makes of messages, each {"role": ..., "content": ...}.
+
+        Raises:
+            FileError: for a model without a chat template, or with one that fails.
+            OptionError: for messages of another form.
+        """
+        from engine.chat import GUARD, ChatTemplate
+
+        source = self._loaded.chat_template
+        if source is None:
+            raise FileError(f"{self.name}: chat template: there is none; give the prompt itself instead of messages")
+        t = self.tokenizer
+        bos, eos = ("" if id_ is None else t.piece(id_, special=True).decode() for id_ in (t.bos_id, t.eos_id))
+        text = ChatTemplate(source, self.name).render(messages, bos, eos, t.control_texts)
+        ids = t.encode(text, bos=False, special=True, guard=GUARD)
+        return [t.bos_id, *ids] if t.add_bos and t.bos_id is not None and ids[:1] != [t.bos_id] else ids
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Generation:
+        """Answer a conversation; the options are those of `stream`."""
+        return self.generate(self.chat_ids(messages), **options)
+
     # ---- the model ----
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -84,6 +112,8 @@ class LLM:
                 part = ids[start : start + size]
                 self._forward(part, start, len(part), self._loaded.table)
                 out[start : start + len(part)] = self._logits[: len(part), : self.config.vocab_size]
+        if self._loaded.logit_bits is not None:
+            out *= np.float32(2.0**-self._loaded.logit_bits)
         return out
 
     def score(self, text: str | Sequence[int]) -> Score:
@@ -269,6 +299,8 @@ def load(
     context: int | None = None,
     chunk: int = CHUNK,
     cache: str | os.PathLike[str] | None = None,
+    integer_only: bool = False,
+    calibration: str | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -278,6 +310,8 @@ def load(
         context: Positions that the cache holds (default: what the model was trained for, at most 2048).
         chunk: Prompt tokens computed in one run.
         cache: Folder in which compiled kernels are kept (default: `$INTENGINE_CACHE`, or in the user's cache folder).
+        integer_only: Run without any floating-point instruction: static INT8 weights and activations, calibrated on a text.
+        calibration: That text (default: a short one that comes along); only with integer_only.
 
     Raises:
         EngineError: one line, for whatever is wrong with the file or an option.
@@ -287,5 +321,10 @@ def load(
             whole(name, value, 1, high)
     path = DEFAULT_MODEL if model is None else model
     kernel_cache.use(None if cache is None else Path(cache))
+    if integer_only:
+        kernels = list(INTEGER_SAMPLING_KERNELS)
+        return LLM(load_integer(path, threads or default_threads(), context, chunk, kernels, calibration), os.fspath(path))
+    if calibration is not None:
+        raise OptionError("calibration: a text is given, but the model is not loaded with integer_only=True; add that")
     loaded = load_gguf(path, threads or default_threads(), context, chunk, list(SAMPLING_KERNELS))
     return LLM(loaded, os.fspath(path))

@@ -26,6 +26,7 @@ from models.architectures import ARCHITECTURES
 from models.config import ModelConfig, expected_tensors
 from models.formats import FORMS
 from models.forward import Forward
+from models.integer_weights import IntegerWeights
 from models.memory import Arena
 from models.state import State, plan
 from models.steps import Steps
@@ -42,18 +43,22 @@ class Loaded:
     Attributes:
         steps: Keeps alive what the table points to.
         table: The forward pass, (steps, STEP_WIDTH) int64.
+        chat_template: The file's own program for prompts, where it has one.
         load_s: Seconds that loading took; compile_s: seconds of it that compiling took.
+        logit_bits: Of an integer-only model: one step of a logit is 2^-logit_bits.
     """
 
     config: ModelConfig
     tokenizer: Tokenizer
-    weights: Weights
+    weights: Weights | IntegerWeights
     state: State
     steps: Steps
     table: np.ndarray
     team: Team
+    chat_template: str | None
     load_s: float
     compile_s: float
+    logit_bits: int | None = None
 
 
 def load_gguf(
@@ -68,10 +73,11 @@ def load_gguf(
     begin = time.perf_counter()
     with GGUFFile.open(path) as file:
         config = read_config(file)
+        template = file.string("tokenizer.chat_template", "")
         tokenizer = Tokenizer.from_gguf(file.metadata, config.vocab_size, file.path)
         types = {name: tensor.type for name, tensor in file.tensors.items()}
         _check_forms(file, types)
-        limits = plan(config, types, _context(config, context, file.path), threads, chunk, slots)
+        limits = plan(config, types, checked_context(config, context, file.path), threads, chunk, slots)
         shapes = expected_tensors(config)
         found = {name: _vector(file, name) for name, shape in shapes.items() if len(shape) == 1}
         arena = Arena(weight_bytes(config, types))
@@ -89,10 +95,11 @@ def load_gguf(
             file.release(name)
             _check_finite(file, name, matrices[name])
     seconds = time.perf_counter() - begin
-    return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, seconds, compile_s)
+    return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, template or None, seconds, compile_s)
 
 
-def _context(config: ModelConfig, asked: int | None, path: str) -> int:
+def checked_context(config: ModelConfig, asked: int | None, path: str) -> int:
+    """The positions to make a cache for; `asked` None: what the model was trained for, at most DEFAULT_CONTEXT."""
     trained = config.context_length
     if asked is None:
         return min(trained, DEFAULT_CONTEXT)

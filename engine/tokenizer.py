@@ -61,11 +61,12 @@ class Tokenizer:
         """
         return cls(read_vocabulary(metadata, rows, name))
 
-    def encode(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
+    def encode(self, text: str, bos: bool | None = None, special: bool = False, guard: str = "") -> list[int]:
         """Returns the ids of a text.
 
         bos: whether the start token comes first; None: if the vocabulary asks for it
         special: whether tokens such as <|im_end|> are read from the text. Only for text that no user wrote
+        guard: a character that is taken out of the text after special tokens were found in it
         Raises OptionError if the text is not Unicode, too long, or can't be spelt in this vocabulary.
         """
         self._check_text(text)
@@ -78,7 +79,7 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                for word in self._words(part):
+                for word in self._words(part.replace(guard, "") if guard else part):
                     ids += self._word_ids(word)
         return ids
 
@@ -128,6 +129,11 @@ class Tokenizer:
 
     def _control_tokens(self) -> list[bytes]:
         return [self.vocabulary.tokens[id] for id in np.flatnonzero(self.vocabulary.types == CONTROL).tolist()]
+
+    @cached_property
+    def control_texts(self) -> list[str]:
+        """The texts of all tokens that only the program may spell, such as <|im_end|>, longest first."""
+        return [text for _, text, only_special in self._texts if only_special]
 
     @cached_property
     def _texts(self) -> list[tuple[int, str, bool]]:
