@@ -1,0 +1,75 @@
+"""Ranges of a float model's activations over a text: what an integer-only model is calibrated on.
+
+The text is cut into windows, each of which begins with the vocabulary's start token, if it has one. The float model runs its
+own table of steps on them, stopping at its marks (`models/calibration.py`). What the model itself writes is read too: after
+its start token alone it continues for one window, so that a small vocabulary of its own is not judged by our text only.
+"""
+
+import numpy as np
+
+from engine.kernel_cache import prepare
+from engine.loader import Loaded
+from kernels.rope_table import rope_tables
+from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, TOKEN, WIDTH
+from models.architectures import ARCHITECTURES
+from models.calibration import ObservedForward, Ranges, observe
+
+WINDOW = 256
+MOST_TOKENS = 8192
+TEXT = """\
+Once upon a time there was a little girl who lived with her mother and her old grey cat in a small house near the woods. One
+day she found a red ball under the big tree. "Look, Mom! I found a ball!" she said. Her mother smiled and said, "That is a
+very nice ball, but it is not ours. Let us ask Tom if it is his." Tom was so happy to see his ball again that he gave them
+both a hug, and they played together until the sun went down. The end.
+
+The river runs from the hills to the sea, a distance of about 240 miles; in spring, when the snow melts, it rises by as much
+as 3.5 metres in a single week. Boats carried coal, timber and wool along it until the railway was built in 1867. Nobody
+expected that the old bridge would survive the flood: it did, though two of its seven arches had to be rebuilt.
+
+"Why are you late?" asked the captain. "Because the wind changed, sir," said the boy, "and we had to row." The captain looked
+at him for a long time without a word; then he laughed, put away his watch, and poured him a cup of hot tea.
+
+To sort a list, compare each pair of neighbours and swap those that are in the wrong order; repeat until nothing moves. This
+is simple, but slow: a list of n items takes about n * n / 2 comparisons. for i in range(n): print(i, x[i] + 1)
+
+The dog ran fast. The frog did not. They were friends, and they liked to jump in the mud, but one rainy morning the frog was
+sad. "What is wrong?" said the dog. "I lost my shiny stone," said the frog. So they looked in the grass, under the leaves and
+behind the barn, and at last they saw it at the bottom of the pond. The frog jumped in with a big splash! "Thank you, my
+friend," he said. From that day on they always shared everything they had.
+"""
+
+
+def calibration_windows(loaded: Loaded, text: str) -> list[list[int]]:
+    """The ids of a text, MOST_TOKENS at most, in windows that the loaded model's context holds."""
+    length = min(WINDOW, loaded.state.limits.context)
+    start = [] if loaded.tokenizer.bos_id is None else [loaded.tokenizer.bos_id]
+    ids = loaded.tokenizer.encode(text, bos=False)[:MOST_TOKENS]
+    step = max(1, length - len(start))
+    return [start + ids[i : i + step] for i in range(0, len(ids), step)] or [start]
+
+
+def observe_ranges(loaded: Loaded, windows: list[list[int]]) -> Ranges:
+    """The largest size of each channel of each activation, over all windows."""
+    config, limits = loaded.config, loaded.state.limits
+    divisors = loaded.weights.rope_divisors  # type: ignore[union-attr]
+    if divisors is not None:
+        divisors = divisors[: config.rope_dims // 2]
+    cos, sin = rope_tables(limits.context, config.rope_dims, config.rope_base, divisors)
+    forward = ObservedForward(config, loaded.weights, loaded.state, cos, sin)
+    ARCHITECTURES[config.architecture](forward)
+    prepare(forward.steps.kernels)
+    table = forward.steps.table()
+    ranges: Ranges = {}
+    run = loaded.team.run_block
+    rows = run[FIRST:].reshape(-1, WIDTH)
+    chunk = min(limits.rows, limits.logit_rows)
+    for ids in windows:
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            count = len(part)
+            rows[:count, TOKEN] = part
+            rows[:count, POSITION] = np.arange(start, start + count)
+            rows[:count, LOGIT_ROW] = np.arange(count)
+            run[ROWS] = run[LOGIT_ROWS] = count
+            observe(table, forward.marks, run, loaded.team.run, ranges)
+    return ranges
