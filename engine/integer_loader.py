@@ -8,6 +8,7 @@ After loading, no floating-point instruction runs: not in the forward pass, not 
 import os
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,9 +73,16 @@ def load_integer(
     compile_s = floats.compile_s + prepare([*LOOP_KERNELS, *written.steps.kernels, *also])
     team = Team(threads, run_block(limits.rows))
     seconds = time.perf_counter() - begin
-    table = written.steps.table()
-    return Loaded(
-        config, floats.tokenizer, weights, state, written.steps, table, team, seconds, compile_s, weights.logit_bits
+    return replace(
+        floats,
+        weights=weights,
+        state=state,
+        steps=written.steps,
+        table=written.steps.table(),
+        team=team,
+        load_s=seconds,
+        compile_s=compile_s,
+        logit_bits=weights.logit_bits,
     )
 
 
