@@ -17,7 +17,7 @@ from engine.gguf import GGUFFile
 from engine.gguf_types import SUPPORTED
 from engine.integer_calibration import TEXT, calibration_windows, observe_ranges
 from engine.kernel_cache import prepare
-from engine.loader import Loaded, load_gguf, checked_context
+from engine.loader import Loaded, checked_context, load_gguf
 from engine.threads import LOOP_KERNELS, Team
 from kernels.integer_rope import integer_tables
 from kernels.registry import Kernel

@@ -2,9 +2,9 @@
 
     s[p] = q . k[p]      w[p] = round(2^15 exp(scale (s[p] - max s)))      out = round(ratio * (sum of w v / sum of w))
 
-q's codes have k's scales folded in, so one scale, a multiplier and a shift that also hold log2(e), serves a head. The largest
-weight is 2^15. Sums of w v run in int32 for 32 blocks of 8 positions at a time, then in int64; their quotient is taken in
-units of 2^-16 of v's step, and each channel's ratio turns it into the INT8 code that the next matrix reads.
+q's codes have k's scales folded in, so one scale serves a head: a multiplier and a shift, which hold log2(e) too. The
+largest weight is 2^15. Sums of w v run in int32 for 32 blocks of 8 positions at a time, then in int64; their quotient is taken
+in units of 2^-16 of v's step, and each channel's ratio turns it into the INT8 code that the next matrix reads.
 
 Work is split over (head, row); a worker's scratch is one row of scores. Positions beyond the row's own get weight 0.
 
@@ -14,10 +14,12 @@ positions stays below 2^62.
 I-BERT: Kim et al., 2021, section 3.4, algorithm 3.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kernels.integer_exp import RESULT_BITS, exp2_negative, exp2_negative_exact
-from kernels.integer_rescale import rescaled, rescaled_exact, within
+from kernels.integer_rescale import by_ratio, element, rescaled, rescaled_exact, within
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -51,12 +53,12 @@ def integer_softmax(scores: I32, at: Int, length: Int, multiplier: Int, shift: I
     """Turn `length` scores into weights, in place, and those behind them up to a multiple of 8 into 0; their sum."""
     largest = LOWEST
     for p in range(at, at + length):
-        s = np.int64(scores[p])
+        s = element(scores, p)
         largest = s if s > largest else largest
     total = 0
     half = 1 << (RESULT_BITS - WEIGHT_BITS - 1)
     for p in range(at, at + length):
-        t = rescaled(largest - np.int64(scores[p]), multiplier, shift)
+        t = rescaled(largest - element(scores, p), multiplier, shift)
         w = (exp2_negative(t) + half) >> (RESULT_BITS - WEIGHT_BITS)
         scores[p] = w
         total += w
@@ -80,7 +82,8 @@ def weighted_sum(scores: I32, at: Int, values: I8, first: Int, blocks: Int, head
         if (end - tile) % 2 == 1:
             w = load_i32x8(scores, at + 8 * end - 8)
             even = add_i32(even, mul_i32(w, load_i8x8(values, first + (end - 1) * head_size * 8)))
-        total += np.int64(sum_i32(add_i32(even, odd)))
+        summed: Any = np.int64(sum_i32(add_i32(even, odd)))
+        total += summed
     return total
 
 
@@ -122,14 +125,13 @@ def integer_attention(
         blocks = position // 8 + 1
         first = (slots[run[FIRST + WIDTH * t + SLOT]] * kv_heads + g * slot_blocks) * head_size * 8
         store_scores(scores, own, q, t * q_stride + head * head_size, keys, first, blocks, head_size)
-        multiplier, shift = np.int64(head_multipliers[head]), np.int64(head_shifts[head])
+        multiplier, shift = element(head_multipliers, head), element(head_shifts, head)
         total = integer_softmax(scores, own, position + 1, multiplier, shift)
         for d in range(head_size):
             summed = weighted_sum(scores, own, values, first + 8 * d, blocks, head_size)
             mean = ((summed << QUOTIENT_BITS) + (total >> 1)) // total
             channel = head * head_size + d
-            code = rescaled(mean, np.int64(multipliers[channel]), np.int64(shifts[channel]))
-            out[t * stride + channel] = within(code, LARGEST)
+            out[t * stride + channel] = within(by_ratio(mean, multipliers, shifts, channel), LARGEST)
 
 
 def integer_attention_exact(

@@ -9,13 +9,14 @@
 silu(gate) * up, at most 2^54, is shifted down before the channel's ratio is applied, so that the largest product of
 calibration has 26 bits: two roundings, the first of which is too fine to be seen.
 
-I-BERT does the same to GELU (Kim et al., 2021, section 3.3); the sigmoid here is exact to 2^-29, not a polynomial of degree 2.
+I-BERT does the same to GELU (Kim et al., 2021, section 3.3); here the
+sigmoid is as exact as its exponential, not a polynomial of degree 2.
 """
 
 import numpy as np
 
 from kernels.integer_exp import RESULT_BITS, exp2_negative, exp2_negative_exact
-from kernels.integer_rescale import INT32_LIMIT, rescaled, rescaled_exact, within
+from kernels.integer_rescale import INT32_LIMIT, by_ratio, element, rescaled, rescaled_exact, within
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
 from kernels.run import ROWS
@@ -63,12 +64,11 @@ def integer_silu_gate(
         first = 32 * (i - row * blocks)
         at = row * 32 * blocks
         for k in range(first, first + 32):
-            g = rescaled(np.int64(gate[at + k]), np.int64(gate_multipliers[k]), np.int64(gate_shifts[k]))
-            u = rescaled(np.int64(up[at + k]), np.int64(up_multipliers[k]), np.int64(up_shifts[k]))
+            g = by_ratio(element(gate, at + k), gate_multipliers, gate_shifts, k)
+            u = by_ratio(element(up, at + k), up_multipliers, up_shifts, k)
             product = integer_silu(within(g, GATE_LIMIT)) * within(u, UP_LIMIT)
-            product = within(rescaled(product, 1, np.int64(product_shifts[k])), INT32_LIMIT)
-            code = rescaled(product, np.int64(multipliers[k]), np.int64(shifts[k]))
-            out[at + k] = within(code, LARGEST)
+            product = within(rescaled(product, 1, element(product_shifts, k)), INT32_LIMIT)
+            out[at + k] = within(by_ratio(product, multipliers, shifts, k), LARGEST)
 
 
 def integer_silu_gate_exact(

@@ -12,7 +12,7 @@ Bound: 2^30 for each of 2^24 tokens is below 2^55.
 import numpy as np
 
 from kernels.integer_exp import ARGUMENT_BITS, RESULT_BITS, exp2_negative, exp2_negative_exact, natural_log
-from kernels.integer_rescale import rescaled, rescaled_exact, within
+from kernels.integer_rescale import by_ratio, element, rescaled, rescaled_exact, within
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
 from kernels.run import LOGIT_ROWS
@@ -31,8 +31,8 @@ def integer_logits(
     start, end = share(vocab, rank, size)
     for t in range(run[LOGIT_ROWS]):
         for n in range(start, end):
-            value = np.int64(logits[t * stride + n])
-            logits[t * stride + n] = within(rescaled(value, np.int64(multipliers[n]), np.int64(shifts[n])), LOGIT_LIMIT)
+            logit = by_ratio(element(logits, t * stride + n), multipliers, shifts, n)
+            logits[t * stride + n] = within(logit, LOGIT_LIMIT)
 
 
 @subroutine
@@ -40,7 +40,7 @@ def integer_largest(x: I32, start: Int, end: Int) -> Int:
     """The largest of x[start:end]; -2^31 of none."""
     largest = LOWEST
     for i in range(start, end):
-        v = np.int64(x[i])
+        v = element(x, i)
         largest = v if v > largest else largest
     return largest
 
@@ -50,7 +50,7 @@ def integer_exp_sum(x: I32, start: Int, end: Int, largest: Int, multiplier: Int,
     """The sum of exp(x - largest) in units of 2^-30; multiplier and shift turn x into octaves in units of 2^-24."""
     total = 0
     for i in range(start, end):
-        total += exp2_negative(rescaled(largest - np.int64(x[i]), multiplier, shift))
+        total += exp2_negative(rescaled(largest - element(x, i), multiplier, shift))
     return total
 
 
@@ -83,7 +83,7 @@ def integer_log_probabilities(
         at = t * stride
         largest = integer_largest(logits, at, at + vocab)
         total = integer_exp_sum(logits, at, at + vocab, largest, multiplier, shift)
-        out[t] = integer_log_probability(np.int64(logits[at + ids[t]]), largest, total, bits)
+        out[t] = integer_log_probability(element(logits, at + ids[t]), largest, total, bits)
 
 
 def octave_ratio(bits: int) -> float:

@@ -2,8 +2,8 @@
 
     out[t, n] = bias[n] + sum over k of  (x[t, k] + 128) * code[n, k]
 
-The bias, an int32 in units of (scale of x) * (scale of the output's weights), holds  -128 * sum of code[n, k]  as well, so that
-the sum is that of x itself: x goes in as unsigned bytes, since processors multiply unsigned by signed ones.
+The bias, an int32 in units of (scale of x) * (scale of the output's weights), holds -128 * sum of code[n, k] as well, so
+that the sum is that of x itself: x goes in as unsigned bytes, since processors multiply unsigned by signed ones.
 
     codes    (group of 8 outputs, block of 32, 8 vectors of 4 k, 8 outputs, 4 k) int8 in -127 .. 127
     x        (T, K) int8, K whole blocks of 32; where K is padded the codes are 0, so what x holds there does not matter

@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 
-from kernels.integer_rescale import rescaled, rescaled_exact, within
+from kernels.integer_rescale import by_ratio, element, rescaled, rescaled_exact, within
 from kernels.norm import source_row
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
@@ -52,7 +52,7 @@ def inverse_root(x: I32, at: Int, n: Int, eps: Int) -> tuple[Int, Int]:
     """(factor, shift): x * factor / 2^shift is x / sqrt(sum of squares + eps) in units of 2^-30."""
     largest = 0
     for k in range(n):
-        v = np.int64(x[at + k])
+        v = element(x, at + k)
         v = -v if v < 0 else v
         largest = v if v > largest else largest
     down = 0
@@ -60,7 +60,7 @@ def inverse_root(x: I32, at: Int, n: Int, eps: Int) -> tuple[Int, Int]:
         down += 1
     total = eps >> (2 * down)
     for k in range(n):
-        v = np.int64(x[at + k]) >> down
+        v = element(x, at + k) >> down
         total += v * v
     total = total if total > 0 else 1
     up = 0
@@ -99,9 +99,8 @@ def integer_rms_norm(
             last = row
         first = 32 * (i - row * blocks)
         for k in range(first, first + 32):
-            y = rescaled(np.int64(x[at + k]), factor, shift)
-            code = rescaled(y, np.int64(multipliers[k]), np.int64(shifts[k]))
-            out[row * stride + k] = within(code, LARGEST)
+            y = rescaled(element(x, at + k), factor, shift)
+            out[row * stride + k] = within(by_ratio(y, multipliers, shifts, k), LARGEST)
 
 
 def integer_rms_norm_exact(x: np.ndarray, multipliers: np.ndarray, shifts: np.ndarray, eps: int) -> np.ndarray:

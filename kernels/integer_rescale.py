@@ -8,12 +8,13 @@ caller names. The ratio stands for (scale of the value) / (scale of the result);
 Bound: |value| <= 2^31 and |multiplier| < 2^31, so the product and its rounding fit into int64.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kernels.registry import subroutine
-from kernels.types import Int
+from kernels.types import I32, Int
 
-LARGEST_SHIFT = 62
 INT32_LIMIT = (1 << 31) - 1
 
 
@@ -27,6 +28,19 @@ def rescaled(value: Int, multiplier: Int, shift: Int) -> Int:
 def within(value: Int, limit: Int) -> Int:
     """The value, or the nearer end of -limit .. limit."""
     return -limit if value < -limit else limit if value > limit else value
+
+
+@subroutine
+def element(x: I32, i: Int) -> Int:
+    """x[i], as an integer whose products don't overflow."""
+    value: Any = np.int64(x[i])
+    return value
+
+
+@subroutine
+def by_ratio(value: Int, multipliers: I32, shifts: I32, n: Int) -> Int:
+    """The value, rescaled by the n-th ratio."""
+    return rescaled(value, element(multipliers, n), element(shifts, n))
 
 
 def multipliers_and_shifts(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

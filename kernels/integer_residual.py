@@ -7,9 +7,11 @@ Nothing is lost but what the unit can't hold; it is chosen so that the largest v
 room for 16 times as much.
 """
 
+from typing import Any
+
 import numpy as np
 
-from kernels.integer_rescale import rescaled, rescaled_exact, within
+from kernels.integer_rescale import by_ratio, element, rescaled_exact, within
 from kernels.quantize import share
 from kernels.registry import kernel
 from kernels.run import FIRST, ROWS, TOKEN, WIDTH
@@ -30,10 +32,9 @@ def integer_embed(
         row = i // blocks
         first = 32 * (i - row * blocks)
         token = run[FIRST + WIDTH * row + TOKEN]
-        multiplier, shift = np.int64(multipliers[token]), np.int64(shifts[token])
         for k in range(first, first + 32):
-            code = np.int64(codes[token * width + k])
-            out[row * width + k] = within(rescaled(code, multiplier, shift), RESIDUAL_LIMIT)
+            code: Any = np.int64(codes[token * width + k])
+            out[row * width + k] = within(by_ratio(code, multipliers, shifts, token), RESIDUAL_LIMIT)
 
 
 @kernel
@@ -47,8 +48,8 @@ def integer_add(
         first = 32 * (i - row * blocks)
         at = row * 32 * blocks
         for k in range(first, first + 32):
-            term = rescaled(np.int64(sums[at + k]), np.int64(multipliers[k]), np.int64(shifts[k]))
-            x[at + k] = within(np.int64(x[at + k]) + term, RESIDUAL_LIMIT)
+            term = by_ratio(element(sums, at + k), multipliers, shifts, k)
+            x[at + k] = within(element(x, at + k) + term, RESIDUAL_LIMIT)
 
 
 def integer_embed_exact(codes: np.ndarray, multipliers: np.ndarray, shifts: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -14,9 +14,11 @@ Cache of one layer: keys and values each (slots, G, blocks of 8 positions, D, 8)
 Bound: fixed-point numbers are kept within 2^30, so the products' sum is below 2^62.
 """
 
+from typing import Any
+
 import numpy as np
 
-from kernels.integer_rescale import rescaled, rescaled_exact, within
+from kernels.integer_rescale import by_ratio, element, rescaled, rescaled_exact, within
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
 from kernels.rope import rope_pairs
@@ -49,17 +51,16 @@ def turned(
 ) -> None:
     """Turn the head of sums at x[at] in place; what is left there are codes."""
     for d in range(head_size):
-        m, s = np.int64(multipliers[channel + d]), np.int64(shifts[channel + d])
-        x[at + d] = within(rescaled(np.int64(x[at + d]), m, s), FIXED_LIMIT)
+        x[at + d] = within(by_ratio(element(x, at + d), multipliers, shifts, channel + d), FIXED_LIMIT)
     half = 1 << (ANGLE_SHIFT - 1)
     for i in range(pairs):
         first = at + i * spacing
-        a, b = np.int64(x[first]), np.int64(x[first + distance])
-        c, s = np.int64(cos[table + i]), np.int64(sin[table + i])
+        a, b = element(x, first), element(x, first + distance)
+        c, s = element(cos, table + i), element(sin, table + i)
         x[first] = within((a * c - b * s + half) >> ANGLE_SHIFT, limit)
         x[first + distance] = within((a * s + b * c + half) >> ANGLE_SHIFT, limit)
     for d in range(2 * pairs, head_size):
-        x[at + d] = within(rescaled(np.int64(x[at + d]), 1, EXTRA_BITS), limit)
+        x[at + d] = within(rescaled(element(x, at + d), 1, EXTRA_BITS), limit)
 
 
 @kernel
@@ -113,8 +114,8 @@ def integer_rope_store(
                     keys[place + 8 * d] = k[at + d]
             else:
                 for d in range(head_size):
-                    m, s = np.int64(multipliers[channel + d]), np.int64(shifts[channel + d])
-                    values[place + 8 * d] = within(rescaled(np.int64(v[at + d]), m, s), LARGEST)
+                    code = by_ratio(element(v, at + d), multipliers, shifts, channel + d)
+                    values[place + 8 * d] = within(code, LARGEST)
 
 
 def integer_rope_exact(
@@ -133,7 +134,8 @@ def integer_rope_exact(
     pairs, spacing, distance = rope_pairs(style, 2 * cos.shape[1])
     first = spacing * np.arange(pairs)
     a, b = fixed[..., first], fixed[..., first + distance]
-    c, s = cos[:, None].astype(np.int64), sin[:, None].astype(np.int64)
+    c: Any = cos[:, None].astype(np.int64)
+    s: Any = sin[:, None].astype(np.int64)
     out = (fixed + (1 << (EXTRA_BITS - 1))) >> EXTRA_BITS
     half = 1 << (ANGLE_SHIFT - 1)
     out[..., first] = (a * c - b * s + half) >> ANGLE_SHIFT

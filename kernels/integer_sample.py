@@ -19,7 +19,7 @@ import numpy as np
 from kernels.candidates import WEIGHT_BITS, drawn, keep, keep_first, part_of
 from kernels.integer_exp import RESULT_BITS, exp2_negative, exp2_negative_exact
 from kernels.integer_logits import LOGIT_LIMIT, LOWEST, integer_exp_sum, integer_largest, integer_log_probability
-from kernels.integer_rescale import multipliers_and_shifts, rescaled, rescaled_exact, within
+from kernels.integer_rescale import element, multipliers_and_shifts, rescaled, rescaled_exact, within
 from kernels.log_probability import PART, part_end, parts_of
 from kernels.quantize import share
 from kernels.registry import kernel, subroutine
@@ -65,7 +65,7 @@ def integer_adjust(
         for n in range(options[RECENT]):
             i = recent[n]
             if low <= i < high:
-                x = np.int64(logits[i])
+                x = element(logits, i)
                 ratio = FALL if x > 0 else RISE
                 adjusted[i] = within(rescaled(x, options[ratio], options[ratio + 1]), LOGIT_LIMIT)
         for n in range(options[BANNED]):
@@ -74,7 +74,7 @@ def integer_adjust(
                 adjusted[i] = LOWEST
         largest = integer_largest(adjusted, low, high)
         i = low
-        while np.int64(adjusted[i]) != largest:
+        while element(adjusted, i) != largest:
             i += 1
         numbers[part * NUMBERS + LARGEST_X] = integer_largest(logits, low, high)
         numbers[part * NUMBERS + LARGEST_Y] = largest
@@ -106,7 +106,7 @@ def integer_weigh(
         mass = 0
         if options[SAMPLED] != 0:
             for i in range(low, high):
-                y = np.int64(adjusted[i])
+                y = element(adjusted, i)
                 weight = 0
                 if y > LOWEST:
                     t = rescaled(largest_y - y, options[HEAT], options[HEAT_SHIFT])
@@ -156,7 +156,7 @@ def integer_choose(
             chosen = draw(candidates, options, vocab, mass)
         largest = numbers[part_with(numbers, LARGEST_X, parts) * NUMBERS + LARGEST_X]
         options[CHOSEN] = chosen
-        options[LOG_PROBABILITY] = integer_log_probability(np.int64(logits[chosen]), largest, total, bits)
+        options[LOG_PROBABILITY] = integer_log_probability(element(logits, chosen), largest, total, bits)
 
 
 def sampling_integers(vocab: int, recent: int, banned: int) -> dict[str, np.ndarray]:

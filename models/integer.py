@@ -9,8 +9,8 @@
 No step has a floating-point instruction. Scales are multipliers and shifts, found before: `integer_scales.py`.
 """
 
-from models.integer_forward import IntegerForward
 from kernels.run import LOGIT_ROWS, ROWS
+from models.integer_forward import IntegerForward
 
 
 def forward(f: IntegerForward) -> None:

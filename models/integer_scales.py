@@ -12,19 +12,20 @@ file and a text give the same integers on every machine.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from kernels.integer_attention import QUOTIENT_BITS
 from kernels.integer_exp import ARGUMENT_BITS
 from kernels.integer_gate import GATE_BITS, UP_BITS
-from kernels.integer_attention import QUOTIENT_BITS
 from kernels.integer_norm import MOST_CHANNELS, UNIT_BITS
 from kernels.integer_residual import CALIBRATED_BITS
 from kernels.integer_rope import EXTRA_BITS, q_limit
 from kernels.rope import rope_pairs
 from models.calibration import Ranges
 from models.config import ModelConfig
-from models.integer_weights import Fixed, IntegerLayer, IntegerMatrix, IntegerWeights, integer_matrix, row_codes
+from models.integer_weights import Fixed, IntegerLayer, IntegerWeights, integer_matrix, row_codes
 from models.weights import padded
 
 LARGEST = 127
@@ -106,10 +107,9 @@ class Integers:
 
     def layer(self, i: int) -> IntegerLayer:
         """Layer i."""
-        heads, out = self._attention(i)
-        return IntegerLayer(*heads, *out, *self._feed_forward(i))
+        return IntegerLayer(**self._attention(i), **self._feed_forward(i))
 
-    def _attention(self, i: int) -> tuple[tuple, tuple]:  # type: ignore[type-arg]
+    def _attention(self, i: int) -> dict[str, Any]:
         c, block = self.config, f"blk.{i}."
         q, k, v, o = (self.tensor(f"{block}attn_{name}.weight") for name in ("q", "k", "v", "output"))
         biases = [self.tensor(f"{block}attn_{n}.bias") if c.attention_bias else None for n in "qkv"]
@@ -128,11 +128,17 @@ class Integers:
         o_scales = balanced_scales(self.ranges[f"{i}.attn_out"], [o])
         o_codes, o_sums = integer_matrix(o, o_scales)
         means = np.repeat(v_scales.reshape(c.kv_heads, c.head_size), c.heads // c.kv_heads, 0).reshape(-1)
-        norm = self._norm(f"{block}attn_norm.weight", h_scales)
-        return (
-            (norm, q_codes, k_codes, v_codes, Fixed.of(np.concatenate(rope)), Fixed.of(octaves)),
-            (Fixed.of(means / o_scales * 2.0**-QUOTIENT_BITS), o_codes, self._residual(o_sums)),
-        )
+        return {
+            "attn_norm": self._norm(f"{block}attn_norm.weight", h_scales),
+            "q": q_codes,
+            "k": k_codes,
+            "v": v_codes,
+            "rope": Fixed.of(np.concatenate(rope)),
+            "heads": Fixed.of(octaves),
+            "attn_out": Fixed.of(means / o_scales * 2.0**-QUOTIENT_BITS),
+            "attn_output": o_codes,
+            "attn_add": self._residual(o_sums),
+        }
 
     def _key_scales(self, largest: np.ndarray) -> np.ndarray:
         """One scale for both elements of each rotary pair, (G * D,)."""
@@ -144,7 +150,7 @@ class Integers:
         heads[:, first], heads[:, first + distance] = both, both
         return heads.reshape(-1) / LARGEST
 
-    def _feed_forward(self, i: int) -> tuple[Fixed, IntegerMatrix, IntegerMatrix, Fixed, Fixed, np.ndarray, Fixed, IntegerMatrix, Fixed]:
+    def _feed_forward(self, i: int) -> dict[str, Any]:
         block = f"blk.{i}.ffn_"
         gate, up, down = (self.tensor(f"{block}{name}.weight") for name in ("gate", "up", "down"))
         h_scales = balanced_scales(self.ranges[f"{i}.ffn_in"], [gate, up])
@@ -158,14 +164,14 @@ class Integers:
         shifts = np.ones(padded(len(lost)), np.int32)
         shifts[: len(lost)] = lost
         ratios = up_range / scales * 2.0 ** (lost - GATE_BITS - UP_BITS)
-        return (
-            self._norm(f"{block}norm.weight", h_scales),
-            gate_codes,
-            up_codes,
-            Fixed.of(gate_sums * 2.0**GATE_BITS),
-            Fixed.of(up_sums / up_range * 2.0**UP_BITS),
-            shifts,
-            Fixed.of(ratios),
-            down_codes,
-            self._residual(down_sums),
-        )
+        return {
+            "ffn_norm": self._norm(f"{block}norm.weight", h_scales),
+            "ffn_gate": gate_codes,
+            "ffn_up": up_codes,
+            "gate": Fixed.of(gate_sums * 2.0**GATE_BITS),
+            "up": Fixed.of(up_sums / up_range * 2.0**UP_BITS),
+            "product_shifts": shifts,
+            "product": Fixed.of(ratios),
+            "ffn_down": down_codes,
+            "ffn_add": self._residual(down_sums),
+        }

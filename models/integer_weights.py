@@ -124,4 +124,5 @@ def integer_matrix(
     """
     codes, scales = row_codes(weight, column_scales)
     whole = np.zeros(len(codes), np.int64) if bias is None else np.rint(bias / scales).astype(np.int64)
-    return IntegerMatrix(*codes.shape, *pack_integer(codes, whole)), scales
+    packed, corrected = pack_integer(codes, whole)
+    return IntegerMatrix(codes.shape[0], codes.shape[1], packed, corrected), scales
