@@ -22,24 +22,21 @@ import numpy as np
 
 from kernels.dot import (
     bit_pairs,
+    dot_i8,
     dot_u4,
-    dot_u8,
     high_nibbles,
     low_nibbles,
     or_u8,
     pair_sums,
-    quad_sums,
     single_bits,
     zero_pair_sums,
-    zero_quad_sums,
 )
 from kernels.registry import subroutine
-from kernels.simd import add_i32, broadcast_i8x4, load_u8x32
-from kernels.types import F16, I8, U8, I32x8, Int, PairSums, QuadSums, U8x32
+from kernels.simd import add_i32, broadcast_i8x4, load_u8x32, splat_i32
+from kernels.types import F16, I8, U8, I32x8, Int, PairSums, U8x32
 
 Sums4 = tuple[I32x8, I32x8, I32x8, I32x8]
 PairSums4 = tuple[PairSums, PairSums, PairSums, PairSums]
-QuadSums4 = tuple[QuadSums, QuadSums, QuadSums, QuadSums]
 
 
 # ---- one row of activations: two sums side by side hide the latency of the products ----
@@ -85,12 +82,11 @@ def dot6(p: U8, i: Int, x: I8, k: Int) -> tuple[I32x8, I32x8]:
 
 @subroutine
 def dot8(p: U8, i: Int, x: I8, k: Int) -> I32x8:
-    """The sums of products of the 8-bit codes at p[i] with the 32 activations from x[k]."""
-    s, t = zero_quad_sums(), zero_quad_sums()
-    for j in range(4):
-        s = dot_u8(s, load_u8x32(p, i + 32 * j), broadcast_i8x4(x, k + 4 * j))
-        t = dot_u8(t, load_u8x32(p, i + 32 * j + 128), broadcast_i8x4(x, k + 16 + 4 * j))
-    return add_i32(quad_sums(s), quad_sums(t))
+    """The sums of products of the 8-bit codes at p[i], less 128, with the 32 activations from x[k], for `signed_sums`."""
+    s = splat_i32(np.int32(0))
+    for j in range(8):
+        s = dot_i8(s, load_u8x32(p, i + 32 * j), broadcast_i8x4(x, k + 4 * j))
+    return s
 
 
 # ---- four rows, whose blocks of 32 activations lie side by side: each vector of codes is unpacked once for them ----
@@ -171,14 +167,15 @@ def dots6(p: U8, i: Int, x: I8, k: Int) -> tuple[Sums4, Sums4]:
 @subroutine
 def dots8(p: U8, i: Int, x: I8, k: Int) -> Sums4:
     """`dot8` for four rows."""
-    a, b, c, d = zero_quad_sums(), zero_quad_sums(), zero_quad_sums(), zero_quad_sums()
+    a = splat_i32(np.int32(0))
+    b, c, d = a, a, a
     for j in range(8):
         w = load_u8x32(p, i + 32 * j)
-        a = dot_u8(a, w, broadcast_i8x4(x, k + 4 * j))
-        b = dot_u8(b, w, broadcast_i8x4(x, k + 4 * j + 32))
-        c = dot_u8(c, w, broadcast_i8x4(x, k + 4 * j + 64))
-        d = dot_u8(d, w, broadcast_i8x4(x, k + 4 * j + 96))
-    return quad_sums(a), quad_sums(b), quad_sums(c), quad_sums(d)
+        a = dot_i8(a, w, broadcast_i8x4(x, k + 4 * j))
+        b = dot_i8(b, w, broadcast_i8x4(x, k + 4 * j + 32))
+        c = dot_i8(c, w, broadcast_i8x4(x, k + 4 * j + 64))
+        d = dot_i8(d, w, broadcast_i8x4(x, k + 4 * j + 96))
+    return a, b, c, d
 
 
 # ---- one code at a time: packing and lookup; the bytes are zero before anything is put there ----
@@ -267,16 +264,20 @@ def put_half(p: F16, i: Int, source: U8, at: Int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """Codes of one width: the packed bytes of a block, and the subroutines above that serve it."""
+    """Codes of one width: the packed bytes of a block, and the subroutines above that serve it.
+
+    `signed`: the products are those of code - 128, once `signed_sums` has seen them.
+    """
 
     bytes: int
     dot: Callable[..., Any]
     dots: Callable[..., Any]
     code: Callable[..., Any]
+    signed: bool = False
 
 
 CODES4, CODES5, CODES8 = (
     Coding(128, dot4, dots4, code4),
     Coding(160, dot5, dots5, code5),
-    Coding(256, dot8, dots8, code8),
+    Coding(256, dot8, dots8, code8, True),
 )

@@ -9,7 +9,7 @@ Integer products come in groups of four:
 import numpy as np
 
 from kernels.registry import operation
-from kernels.types import I8x32, I32x8, Int, PairSums, QuadSums, U8x32
+from kernels.types import I32, I8x32, I32x8, Int, PairSums, QuadSums, U8x32
 
 INT16_MAX = 32767
 
@@ -91,6 +91,22 @@ def dot_u8(sums: QuadSums, w: U8x32, a: I8x32) -> QuadSums:
     """
     assert np.abs(a.astype(np.int32)).max() <= 127
     return sums + (w.astype(np.int32) * a).reshape(8, 4).sum(1, dtype=np.int32)
+
+
+@operation
+def dot_i8(sums: I32x8, w: U8x32, a: I8x32) -> I32x8:
+    """Add the products of w - 128, in -128..127, with a in -127..127; `signed_sums` makes them whole.
+
+    Two such products are at most 2 * 128 * 127 = 32512, which fits into int16, as |w - 128| times a with its sign.
+    """
+    assert np.abs(a.astype(np.int32)).max() <= 127
+    return sums + ((w.astype(np.int32) - 128) * a).reshape(8, 4).sum(1, dtype=np.int32)
+
+
+@operation
+def signed_sums(sums: I32x8, p: I32, i: Int) -> I32x8:
+    """The sums of `dot_i8`; p[i] is the sum of all activations that went into them, which some processors need."""
+    return sums
 
 
 @operation

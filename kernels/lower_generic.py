@@ -99,6 +99,11 @@ def broadcast_i8x4(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
 
 
 @lower
+def broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value) -> ir.Value:
+    return splat(b, b.mul(load(b, p, i, i32), b.trunc(factor, i32)), i32x8)
+
+
+@lower
 def store_i8x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value, v: ir.Value) -> None:
     store(b, p, i, b.trunc(v, ir.VectorType(i8, 8)))
 
@@ -283,7 +288,11 @@ def flip_sign_bits(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 def products(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
     """The int32 sums of four neighbouring products of unsigned w and signed a."""
-    wide = b.mul(b.zext(w, ir.VectorType(i32, 32)), b.sext(a, ir.VectorType(i32, 32)))
+    return quads(b, b.mul(b.zext(w, ir.VectorType(i32, 32)), b.sext(a, ir.VectorType(i32, 32))))
+
+
+def quads(b: ir.IRBuilder, wide: ir.Value) -> ir.Value:
+    """The sums of four neighbours."""
     q = [pick(b, wide, list(range(j, 32, 4))) for j in range(4)]
     return b.add(b.add(q[0], q[1]), b.add(q[2], q[3]))
 
@@ -292,3 +301,14 @@ for _kind, _dot in (("pair", "dot_u4"), ("quad", "dot_u8")):
     generic[f"zero_{_kind}_sums"] = lambda b: constant(0, i32x8)
     generic[f"{_kind}_sums"] = lambda b, sums: sums
     generic[_dot] = lambda b, sums, w, a: b.add(sums, products(b, w, a))
+
+
+@lower
+def dot_i8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    wide = b.sub(b.zext(w, ir.VectorType(i32, 32)), constant(128, ir.VectorType(i32, 32)))
+    return b.add(sums, quads(b, b.mul(wide, b.sext(a, ir.VectorType(i32, 32)))))
+
+
+@lower
+def signed_sums(b: ir.IRBuilder, sums: ir.Value, p: ir.Value, i: ir.Value) -> ir.Value:
+    return sums

@@ -21,8 +21,10 @@ from kernels.lower_generic import (
     i16x16,
     i32,
     i32x8,
+    i64,
     load,
     pick,
+    splat,
     store,
 )
 from kernels.target import Target
@@ -34,7 +36,7 @@ def lowerings(target: Target) -> dict[str, Lowering]:
     """The native lowerings of a target; what is missing here is generic."""
     found: dict[str, Lowering] = {}
     if target.avx2:
-        found |= _half_floats | {"to_i32": _to_i32} | (_vnni if target.vnni else _avx2)
+        found |= _half_floats | _x86 | (_vnni if target.vnni else _avx2)
     elif target.neon_dot:
         found |= _half_floats | _neon
     return found
@@ -89,6 +91,22 @@ def _in_order(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
     return b.bitcast(call(b, "llvm.arithmetic.fence.v8f32", floats, b.bitcast(sums, floats)), sums.type)
 
 
+def _broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value) -> ir.Value:
+    """Broadcast by the load, then multiplied: the other way round takes a journey through a scalar register."""
+    lanes = _in_order(b, splat(b, load(b, p, i, i32), i32x8))
+    return b.mul(lanes, splat(b, b.trunc(factor, i32), i32x8))
+
+
+_x86: dict[str, Lowering] = {"to_i32": _to_i32, "broadcast_times": _broadcast_times}
+
+
+def _avx2_dot_i8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    signed = b.xor(w, constant(-128, i8x32))
+    magnitude = call(b, "llvm.abs.v32i8", i8x32, signed, ir.Constant(ir.IntType(1), 0))
+    pairs = _maddubs(b, magnitude, call(b, "llvm.x86.avx2.psign.b", i8x32, a, signed))
+    return _in_order(b, b.add(sums, _maddwd(b, pairs, 1)))
+
+
 def _avx2_dot_u4(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     return _in_order(b, b.add(sums, _maddubs(b, w, a)))
 
@@ -111,6 +129,7 @@ _avx2: dict[str, Lowering] = {
     "pair_sums": lambda b, sums: _maddwd(b, sums, 1),
     "zero_quad_sums": lambda b: constant(0, i16x32),
     "dot_u8": _avx2_dot_u8,
+    "dot_i8": _avx2_dot_i8,
     "quad_sums": _avx2_quad_sums,
 }
 
@@ -119,7 +138,16 @@ def _vpdpbusd(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.V
     return call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8, sums, w, a)
 
 
-_vnni: dict[str, Lowering] = {"dot_u4": _vpdpbusd, "dot_u8": _vpdpbusd}
+def _vnni_signed_sums(b: ir.IRBuilder, sums: ir.Value, p: ir.Value, i: ir.Value) -> ir.Value:
+    return b.sub(sums, _broadcast_times(b, p, i, ir.Constant(i64, 128)))
+
+
+_vnni: dict[str, Lowering] = {
+    "dot_u4": _vpdpbusd,
+    "dot_u8": _vpdpbusd,
+    "dot_i8": _vpdpbusd,
+    "signed_sums": _vnni_signed_sums,
+}
 
 
 def _sdot(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
@@ -137,4 +165,8 @@ def _neon_dot_u8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> i
     return b.sub(signed, _sdot(b, constant(0, i32x8), least, a))
 
 
-_neon: dict[str, Lowering] = {"dot_u4": _sdot, "dot_u8": _neon_dot_u8}
+def _neon_dot_i8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    return _sdot(b, sums, b.xor(w, constant(-128, i8x32)), a)
+
+
+_neon: dict[str, Lowering] = {"dot_u4": _sdot, "dot_u8": _neon_dot_u8, "dot_i8": _neon_dot_i8}

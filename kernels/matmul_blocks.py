@@ -125,8 +125,8 @@ def _matmul(
                 c1, c2, c3 = c0, c0, c0
                 for b in range(blocks):
                     n, at = group * blocks + b, t * blocks + 4 * b
-                    weights = load(codes, scales, n)
                     s0, s1, s2, s3 = dots(codes, n, x, 32 * at)
+                    weights = load(codes, scales, n)
                     c0 = add_block(c0, s0, weights, x_scales, x_sums, at)
                     c1 = add_block(c1, s1, weights, x_scales, x_sums, at + 1)
                     c2 = add_block(c2, s2, weights, x_scales, x_sums, at + 2)

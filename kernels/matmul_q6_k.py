@@ -22,6 +22,7 @@ from kernels.matmul_blocks import block_format
 from kernels.registry import subroutine
 from kernels.simd import (
     add_i32,
+    broadcast_times,
     fma,
     load_f16x8,
     load_u8x8,
@@ -69,8 +70,9 @@ def dots(codes: U8, n: Int, x: I8, k: Int) -> tuple[Halves, Halves, Halves, Halv
 def add(acc: F32x8, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
     """acc plus one block's term."""
     first, second, scale = weights
-    s0 = sub_i32(halves[0], splat_i32(np.int32(32) * x_sums[2 * at]))
-    s1 = sub_i32(halves[1], splat_i32(np.int32(32) * x_sums[2 * at + 1]))
+    both, half = broadcast_times(x_sums, 2 * at, 32), broadcast_times(x_sums, 2 * at + 1, 32)
+    s0 = sub_i32(halves[0], half)
+    s1 = sub_i32(halves[1], sub_i32(both, half))
     s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
     return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
 

@@ -89,6 +89,12 @@ def broadcast_i8x4(p: I8, i: Int) -> I8x32:
 
 
 @operation
+def broadcast_times(p: I32, i: Int, factor: Int) -> I32x8:
+    """p[i] times a constant factor, in each lane; must not overflow."""
+    return _exact_i32(np.full(8, _window(p, i, 1)[0], np.int64) * factor)
+
+
+@operation
 def store_f32x8(p: F32, i: Int, v: F32x8) -> None:
     """p[i:i+8] = v."""
     _window(p, i, 8)[:] = v

@@ -12,16 +12,17 @@ same integers and the same float32 steps, `truth` is float64 without rounding.
 import numpy as np
 
 from kernels.codes import Coding, Sums4, byte, put_half
+from kernels.dot import signed_sums
 from kernels.matmul_blocks import Format, Subroutine, block_format
 from kernels.registry import subroutine
 from kernels.simd import (
+    broadcast_times,
     fma,
     load_f16x8,
     load_u8x8,
     mul_f32,
     mul_i32,
     splat_f32,
-    splat_i32,
     sub_i32,
     to_f32,
     widen_f16,
@@ -32,14 +33,13 @@ from kernels.types import F16, F32, I8, I32, U8, F32x8, Float, I32x8, Int, Int32
 @subroutine
 def sum_of_block(x_sums: I32, at: Int) -> Int32:
     """The sum of the 32 activations of block `at`."""
-    return x_sums[2 * at] + x_sums[2 * at + 1]
+    return x_sums[2 * at]
 
 
 @subroutine
-def add_scaled(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int, zero_point: Int32) -> F32x8:
-    """acc plus a block's term, with one scale and a constant zero point."""
-    offset = splat_i32(zero_point * sum_of_block(x_sums, at))
-    return fma(to_f32(sub_i32(s, offset)), mul_f32(scale, splat_f32(x_scales[at])), acc)
+def add_scaled(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, at: Int) -> F32x8:
+    """acc plus a block's term, with one scale; s is without the zero point."""
+    return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
 
 
 @subroutine
@@ -68,7 +68,7 @@ def add_sub_scaled(
     """
     x_scale = splat_f32(x_scales[at])
     acc = fma(to_f32(mul_i32(s, sub_scale)), mul_f32(scale, x_scale), acc)
-    sums = mul_i32(sub_minimum, splat_i32(sum_of_block(x_sums, at)))
+    sums = mul_i32(sub_minimum, broadcast_times(x_sums, 2 * at, 1))
     return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
 
 
@@ -89,7 +89,8 @@ def _simple_dots(coding: Coding) -> tuple[Subroutine, Subroutine]:
 
 def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Subroutine) -> Format:
     """A format with one scale for 32 weights and the constant zero point `zero`; `put` as in `kernels/matmul_blocks.py`."""
-    code, size, zero_point = coding.code, coding.bytes, np.int32(zero)
+    code, size = coding.code, coding.bytes
+    assert zero == 128 or not coding.signed
 
     @subroutine
     def load(codes: U8, scales: F16, n: Int) -> F32x8:
@@ -97,13 +98,19 @@ def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Su
 
     @subroutine
     def add(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        return add_scaled(acc, s, scale, x_scales, x_sums, at, zero_point)
+        return add_scaled(acc, sub_i32(s, broadcast_times(x_sums, 2 * at, zero)), scale, x_scales, at)
+
+    @subroutine
+    def add_signed(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+        return add_scaled(acc, signed_sums(s, x_sums, 2 * at), scale, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         return np.float32(code(codes, size * n, r, k) - zero) * widen_f16(scales[8 * n + r])
 
-    return block_format(name, 32, file_bytes, size, 8, load, *_simple_dots(coding), add, put, element)
+    return block_format(
+        name, 32, file_bytes, size, 8, load, *_simple_dots(coding), add_signed if coding.signed else add, put, element
+    )
 
 
 def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:

@@ -14,6 +14,7 @@ from kernels import dot, machine, simd
 from kernels.compiler import call
 from kernels.dot import (
     bit_pairs,
+    dot_i8,
     dot_u4,
     dot_u8,
     flip_sign_bits,
@@ -22,6 +23,7 @@ from kernels.dot import (
     or_u8,
     pair_sums,
     quad_sums,
+    signed_sums,
     single_bits,
     zero_pair_sums,
     zero_quad_sums,
@@ -32,6 +34,7 @@ from kernels.simd import (
     add_f32,
     add_i32,
     broadcast_i8x4,
+    broadcast_times,
     div_f32,
     fma,
     keep_below,
@@ -119,11 +122,15 @@ def integers(rank: Int, size: Int, run: I64, out: I32, real: F32, a: I32, b: I32
         store_i32x8(out, o + 16, mul_i32(splat_i32(a[i] % 46341), splat_i32(b[i] % 46341)))
         store_i32x8(out, o + 24, splat_i32(sum_i32(splat_i32(a[i] // 8))))
         store_i32x8(out, o + 32, to_i32(load_f32x8(f, i)))
+        store_i32x8(out, o + 40, broadcast_times(e, i, 128))
+        store_i32x8(out, o + 48, broadcast_times(e, i + 5, 1))
         store_f32x8(real, 2 * i, to_f32(x))
         store_f32x8(real, 2 * i + 8, power_of_two(load_i32x8(e, i)))
 
 
-def octets(rank: Int, size: Int, run: I64, out: U8, sums: I32, signed: I8, u: U8, s: I8, n: Int) -> None:
+def octets(
+    rank: Int, size: Int, run: I64, out: U8, sums: I32, centred: I32, signed: I8, u: U8, s: I8, totals: I32, n: Int
+) -> None:
     for i in range(0, n, 32):
         o = i * RESULTS
         v, w = load_u8x32(u, i), load_i8x32(s, i)
@@ -151,6 +158,10 @@ def octets(rank: Int, size: Int, run: I64, out: U8, sums: I32, signed: I8, u: U8
         store_i32x8(sums, i + 16, add_i32(pair_sums(four), pair_sums(six)))
         store_i32x8(sums, i + 24, quad_sums(eight))
         store_i8x8(signed, i // 4, load_i8x8(s, i + 8))
+        four_each = splat_i32(np.int32(0))
+        for _ in range(8):
+            four_each = dot_i8(four_each, v, broadcast_i8x4(s, i))
+        store_i32x8(centred, i // 4, signed_sums(four_each, totals, i // 32))
 
 
 KERNELS = {
@@ -218,16 +229,26 @@ def operands(name: str) -> dict[str, np.ndarray | int]:
     n = 4096
     u = generator.integers(0, 256, n, dtype=np.uint8)
     s = generator.integers(-127, 128, n, dtype=np.int8)
-    u[:128], s[:64], s[64:128] = 255, 127, -127
+    u[:128], s[:64], s[64:128], u[128:192], s[128:160], s[160:192] = 255, 127, -127, 0, 127, -127
+    totals = 8 * s.reshape(-1, 32)[:, :4].sum(1, dtype=np.int32)
     out, sums, signed = np.zeros(n * RESULTS, np.uint8), np.zeros(n, np.int32), np.zeros(n // 4, np.int8)
-    return {"out": out, "sums": sums, "signed": signed, "u": u, "s": s, "n": n}
+    return {
+        "out": out,
+        "sums": sums,
+        "centred": np.zeros(n // 4, np.int32),
+        "signed": signed,
+        "u": u,
+        "s": s,
+        "totals": totals,
+        "n": n,
+    }
 
 
 OUTPUTS = {
     "floats": ["out"],
     "halves": ["out", "narrow"],
     "integers": ["out", "real"],
-    "octets": ["out", "sums", "signed"],
+    "octets": ["out", "sums", "centred", "signed"],
 }
 
 
