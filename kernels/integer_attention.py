@@ -3,8 +3,8 @@
     s[p] = q . k[p]      w[p] = round(2^15 exp(scale (s[p] - max s)))      out = round(ratio * (sum of w v / sum of w))
 
 q's codes have k's scales folded in, so one scale serves a head: a multiplier and a shift, which hold log2(e) too. The
-largest weight is 2^15. Sums of w v run in int32 for 32 blocks of 8 positions at a time, then in int64; their quotient is taken
-in units of 2^-16 of v's step, and each channel's ratio turns it into the INT8 code that the next matrix reads.
+largest weight is 2^15. Sums of w v run in int32 for 32 blocks of 8 positions at a time, then in int64; their quotient is in
+units of 2^-16 of v's step, and each channel's ratio turns it into the INT8 code that the next matrix reads.
 
 Work is split over (head, row); a worker's scratch is one row of scores. Positions beyond the row's own get weight 0.
 

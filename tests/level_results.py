@@ -5,6 +5,7 @@ import json
 import sys
 
 import numpy as np
+import test_integer_kernels
 import test_matmul
 import test_requantize
 import test_simd
@@ -13,8 +14,8 @@ from kernels.target import host
 
 
 def results() -> dict[str, np.ndarray]:
-    """Every operation of the vocabulary, every matrix product, requantisation."""
-    found = test_matmul.results() | test_requantize.results()
+    """Every operation of the vocabulary, every matrix product, requantisation, the integer-only kernels."""
+    found = test_matmul.results() | test_requantize.results() | test_integer_kernels.results()
     for name in test_simd.KERNELS:
         found |= test_simd.compiled(name)
     return found
