@@ -40,7 +40,7 @@ def test_kv_cache_is_half_only_if_a_matrix_is_quantised(
 ) -> None:
     tiny.write(tmp_path / "m.gguf", type=type)
     found = json.loads(report(capsys, tmp_path / "m.gguf", "--json", "--context", "100"))
-    assert found["memory"]["kv_cache"] == 2 * 3 * 104 * (2 * 16) * width + 64  # whole blocks of 8 positions, and where the slot begins
+    assert found["memory"]["kv_cache"] == 2 * 3 * 104 * (2 * 16) * width + 64
     assert found["memory"]["total"] == sum(found["memory"][key] for key in ("weights", "kv_cache", "scratch"))
 
 
