@@ -49,7 +49,8 @@ def requantize(
     start, end = share(columns, rank, size)
     for t in range(run[count]):
         for n in range(start, end):
-            out[t * stride + n] = requantized(int(values[t * stride + n]), int(multipliers[n]), int(shifts[n]))
+            wide = (np.int64(values[t * stride + n]), np.int64(multipliers[n]), np.int64(shifts[n]))
+            out[t * stride + n] = requantized(*wide)  # type: ignore[arg-type]
 
 
 def multiplier_and_shift(ratio: float | Fraction) -> tuple[int, int]:
