@@ -1,8 +1,7 @@
 """Ranges of a float model's activations over a text: what an integer-only model is calibrated on.
 
 The text is cut into windows, each of which begins with the vocabulary's start token, if it has one. The float model runs its
-own table of steps on them, stopping at its marks (`models/calibration.py`). What the model itself writes is read too: after
-its start token alone it continues for one window, so that a small vocabulary of its own is not judged by our text only.
+own table of steps on them, stopping at its marks (`models/calibration.py`).
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Logits as integers with one scale, and log-probabilities of tokens under their softmax, in integers.
 
-    integer_logits              logit[t, n] = round(sum * ratio of row n of the output matrix), in place, within 2^30
+    integer_logits              logit[t, n] = round(sum * ratio of row n of the output matrix), in place, within 2^24
     integer_log_probabilities   logit[id] - max - ln(sum of exp(logit - max)), in units of 2^-24
 
-One step of a logit is 2^-bits (`models/integer_weights.py` chooses the bits), so their float is exact where one is wanted.
+One step of a logit is 2^-bits, and 24 bits hold it, so that its float32 is exact where one is wanted.
 Exponentials have 30 bits: what is 21 or more below the largest counts as nothing, 2^22 tokens of it as less than 0.004.
 
 Bound: 2^30 for each of 2^24 tokens is below 2^55.
@@ -18,7 +18,8 @@ from kernels.registry import kernel, subroutine
 from kernels.run import LOGIT_ROWS
 from kernels.types import I32, I64, Int
 
-LOGIT_LIMIT = 1 << 30
+LOGIT_LIMIT = 1 << 24
+LOGIT_BITS = 20  # of the largest that calibration saw, which leaves room for 16 times as much
 LOG_BITS = 24
 LOWEST = -(1 << 31)
 

@@ -19,6 +19,7 @@ import numpy as np
 from kernels.integer_attention import QUOTIENT_BITS
 from kernels.integer_exp import ARGUMENT_BITS
 from kernels.integer_gate import GATE_BITS, UP_BITS
+from kernels.integer_logits import LOGIT_BITS
 from kernels.integer_norm import MOST_CHANNELS, UNIT_BITS
 from kernels.integer_residual import CALIBRATED_BITS
 from kernels.integer_rope import EXTRA_BITS, q_limit
@@ -90,7 +91,7 @@ class Integers:
         head = table if c.tied_embeddings else self.tensor("output.weight")
         scales = balanced_scales(self.ranges["output_in"], [head])
         output, sums = integer_matrix(head, scales)
-        logit_bits = min(24, CALIBRATED_BITS - bits_above(float(seen(self.ranges["logits"]).max())))
+        logit_bits = min(24, LOGIT_BITS - bits_above(float(seen(self.ranges["logits"]).max())))
         eps = round(c.hidden_size * c.rms_eps * 4.0**self.residual_bits)
         if eps >= 2**61:
             raise ValueError(f"the norms' epsilon, {c.rms_eps}, is too large beside the activations")
