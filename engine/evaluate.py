@@ -2,7 +2,7 @@
 
     perplexity       exp(mean of -ln p) over the text's tokens, each predicted once
     bits per byte    sum of -log2 p, over the bytes of these tokens: comparable between vocabularies
-    KL               of OTHER's prediction p and the model's q at each token, sum p ln(p / q), in nats; mean and 99th percentile
+    KL               sum p ln(p / q) of OTHER's prediction p and the model's q at a token, in nats; mean and 99th percentile
     top-1            how often both hold the same token to be the most likely
     bits per weight  of the tensors as they are stored
     read, write      tokens a second: of this text, and generated one by one

@@ -169,6 +169,18 @@ class Q4_K(BlockType):
         return d[:, :, None] * q.astype(np.float32) - m[:, :, None]
 
 
+class Q5_K(BlockType):
+    """d, dmin, scales[12], qh[32], qs[128]: as Q4_K, bit 4 of the codes of run i being bit i of `qh`."""
+
+    def decode(self, b: np.ndarray) -> np.ndarray:
+        scale, minimum = six_bit_pairs(b[:, 4:16])
+        high = b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+        q = _nibbles(b[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32) | high << 4
+        d = _half(b[:, :2]) * scale.astype(np.float32)
+        m = _half(b[:, 2:4]) * minimum.astype(np.float32)
+        return d[:, :, None] * q.astype(np.float32) - m[:, :, None]
+
+
 class Q6_K(BlockType):
     """ql[128], qh[64], int8 scales[16], d: d scale (q - 32)."""
 
@@ -204,7 +216,7 @@ def trit(b: np.ndarray, n: int) -> np.ndarray:
 
 
 def six_bit_pairs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and minima of Q4_K: (B, 12) packed bytes -> two arrays (B, 8) uint8 of 0..63."""
+    """Scales and minima of Q4_K and Q5_K: (B, 12) packed bytes -> two arrays (B, 8) uint8 of 0..63."""
     low, mid, high = s[:, :4], s[:, 4:8], s[:, 8:]
     scale = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=1)
     minimum = np.concatenate([mid & 63, (high >> 4) | (mid >> 6 << 4)], axis=1)
@@ -214,5 +226,5 @@ def six_bit_pairs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 SUPPORTED: dict[str, BlockType] = {
     kind.__name__: kind(id, *KNOWN[id])
     for id, kind in ((0, F32), (1, F16), (30, BF16), (8, Q8_0), (2, Q4_0), (3, Q4_1), (6, Q5_0), (7, Q5_1),
-                     (12, Q4_K), (14, Q6_K), (34, TQ1_0), (35, TQ2_0))
+                     (12, Q4_K), (13, Q5_K), (14, Q6_K), (34, TQ1_0), (35, TQ2_0))
 }  # fmt: skip

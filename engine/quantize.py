@@ -6,7 +6,7 @@
     --method round       each block's scale by a search for the least squared error; needs no text
     --method gptq        rounding with feedback (models/quantizers/gptq.py), on the inputs that a text gives
     --method awq-scale   columns that meet large inputs are scaled up before rounding, folded into what comes before them
-    --bits 4.5           each matrix gets the type that its measured sensitivity asks for, so many bits a weight in all
+    --bits 5             each matrix gets the type that its measured sensitivity asks for, so many bits a weight in all
 
 Tensors are read, quantised and written one after the other; a run that is interrupted leaves no file behind.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from tqdm import tqdm
@@ -26,34 +26,77 @@ from engine.calibration_text import read_text, windows
 from engine.errors import OptionError
 from engine.float_source import FloatSource, float_source
 from engine.gguf_writer import GGUFWriter, Key, NewTensor
+from engine.static_int8 import stem_of, tensor_writer, write_description
 from models.config import expected_tensors
-from models.quantizers.calibrate import gptq_layers, round_tensor
+from models.quantizers.calibrate import Emit, Model, awq_layers, gptq_layers, round_tensor
 from models.quantizers.choice import FILE_TYPES, TYPES, choose_types
+from models.quantizers.observers import OBSERVERS
+from models.quantizers.sensitivity import choose_mixed, measure
+from models.quantizers.static import quantize_static, stored_shapes
 
 METHODS = ("round", "gptq", "awq-scale")
 TOKENS, WINDOW = 16384, 512  # of the calibration
+MEASURED_WINDOWS, MEASURED_LENGTH = 4, 256  # for sensitivities
+SMOOTH = 0.5
+Layers = Callable[[Model, Mapping[str, str], list[np.ndarray], Emit], Iterator[str]]
 
 
 def quantize_file(
-    source: FloatSource, out: str, types: Mapping[str, str], label: str, texts: list[np.ndarray] | None = None
+    source: FloatSource,
+    out: str,
+    types: Mapping[str, str],
+    label: str,
+    layers: Layers | None = None,
+    texts: list[np.ndarray] | None = None,
 ) -> None:
-    """Writes a GGUF file with the given type for each tensor; with `texts`, layers go through GPTQ.
+    """Writes a GGUF file with the given type for each tensor.
 
-    label: the type's name for `general.file_type`.
+    label: the type's name for `general.file_type`.  layers: what quantises the layers on `texts` (None: plain rounding,
+    as for all that it leaves).
     """
     shapes = expected_tensors(source.config)
     tensors = [NewTensor(name, types[name], shape) for name, shape in shapes.items()]
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     with GGUFWriter(out, _keys(source, label), tensors) as writer, _bar(total) as bar:
         done: set[str] = set()
-        if texts is not None:
-            for name in gptq_layers(source.model, types, texts, writer.write):
+        if layers is not None and texts is not None:
+            for name in layers(source.model, types, texts, writer.write):
                 done.add(name)
                 bar.update(int(np.prod(shapes[name])))
         for name, shape in shapes.items():
             if name not in done:
                 round_tensor(source.model, name, types[name], writer.write)
                 bar.update(int(np.prod(shape)))
+
+
+def mixed_types(source: FloatSource, texts: list[np.ndarray], bits: float) -> dict[str, str]:
+    """The type of each tensor by measured sensitivity, for `bits` a weight; says on stderr what came out."""
+    shapes = expected_tensors(source.config)
+    matrices = sum(1 for shape in shapes.values() if len(shape) == 2)
+    losses = {}
+    with tqdm(total=matrices, unit=" matrices", desc="sensitivity", file=sys.stderr, mininterval=_interval()) as bar:
+        for name, loss in measure(source.model, texts):
+            losses[name] = loss
+            bar.update()
+    try:
+        chosen = choose_mixed(losses, shapes, bits)
+    except ValueError as error:
+        raise OptionError(f"--bits: {error}") from None
+    counts = {t: list(chosen.values()).count(t) for t in dict.fromkeys(chosen.values())}
+    sys.stderr.write("types: " + ", ".join(f"{count} {t}" for t, count in counts.items()) + "\n")
+    return {name: chosen.get(name, "F32") for name in shapes}
+
+
+def write_static(source: FloatSource, out: str, texts: list[np.ndarray], observer: str, smooth: float) -> None:
+    """Writes our static INT8 form: NAME.safetensors, NAME-vocab.gguf and, last, NAME.json."""
+    stem = stem_of(out)
+    shapes = expected_tensors(source.config)
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    with tensor_writer(f"{stem}.safetensors", stored_shapes(source.config)) as write, _bar(total) as bar:
+        for name in quantize_static(source.model, texts, observer, smooth, write):
+            bar.update(int(np.prod(shapes[name])))
+    tokens = sum(map(len, texts))
+    write_description(out, source.config, source.keys, {"observer": observer, "smooth": smooth, "tokens": tokens})
 
 
 def _keys(source: FloatSource, label: str) -> dict[str, Key]:
@@ -69,8 +112,11 @@ def _keys(source: FloatSource, label: str) -> dict[str, Key]:
 
 def _bar(total: int) -> tqdm:
     """Progress on stderr, in weights; a line now and then where that is no terminal."""
-    interval = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(total=total, unit=" weights", unit_scale=True, file=sys.stderr, mininterval=interval)
+    return tqdm(total=total, unit=" weights", unit_scale=True, file=sys.stderr, mininterval=_interval())
+
+
+def _interval() -> float:
+    return 0.1 if sys.stderr.isatty() else 5.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,6 +127,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--type", choices=TYPES, help="of the matrices (default: Q4_0)")
     made.add_argument("--output-type", choices=TYPES, help="of the output matrix (default: Q6_K, or Q8_0)")
     made.add_argument("--method", choices=METHODS, default="round", help="default: round")
+    made.add_argument(
+        "--bits", type=options.number(1, 16), metavar="B", help="mixed precision: this many bits a weight in all"
+    )
+    made.add_argument("--activations", choices=("dynamic", "static"), default="dynamic", help="static: INT8 form")
+    made.add_argument("--observer", choices=OBSERVERS, default="mse", help="of static inputs (default: mse)")
+    made.add_argument(
+        "--smooth", type=options.number(0, 1), metavar="A", help="SmoothQuant's power for static inputs (default: 0.5)"
+    )
     made.add_argument("--text", metavar="FILE", help="calibration text, UTF-8")
     made.add_argument(
         "--tokens", type=options.whole(64, 1 << 22), default=TOKENS, help="of the text to use (default: %(default)s)"
@@ -94,20 +148,48 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _quantize(given: argparse.Namespace) -> None:
-    if given.method != "round" and not given.text:
-        raise OptionError(f"--method {given.method}: needs a calibration text; give one with --text FILE")
-    if os.path.splitext(given.out)[1] != ".gguf":
-        raise OptionError(f"{given.out}: expected a name that ends in .gguf")
+    static = given.activations == "static"
+    _check(given, static)
     text = read_text(given.text) if given.text else None
     with float_source(given.source) as source:
+        context = source.config.context_length
+        texts = (
+            None if text is None else windows(source.tokenizer, text, min(WINDOW, context), given.tokens, given.text)
+        )
+        if static:
+            assert texts is not None
+            write_static(source, given.out, texts, given.observer, SMOOTH if given.smooth is None else given.smooth)
+            return
         label = given.type or "Q4_0"
-        types = choose_types(source.config, label, given.output_type)
-        texts = None
-        if given.method == "gptq":
+        if given.bits is None:
+            types = choose_types(source.config, label, given.output_type)
+        else:
             assert text is not None
-            length = min(WINDOW, source.config.context_length)
-            texts = windows(source.tokenizer, text, length, given.tokens, given.text)
-        quantize_file(source, given.out, types, label, texts)
+            length = min(MEASURED_LENGTH, context)
+            few = windows(source.tokenizer, text, length, MEASURED_WINDOWS * length, given.text)
+            types, label = mixed_types(source, few, given.bits), "mixed"
+        layers: dict[str, Layers] = {"gptq": gptq_layers, "awq-scale": awq_layers}
+        quantize_file(source, given.out, types, label, layers.get(given.method), texts)
+
+
+def _check(given: argparse.Namespace, static: bool) -> None:
+    """Options that don't go together, and names that won't do."""
+    needs = f"--method {given.method}" if given.method != "round" else "--bits" if given.bits else ""
+    needs = "--activations static" if static else needs
+    if needs and not given.text:
+        raise OptionError(f"{needs}: needs a calibration text; give one with --text FILE")
+    if given.bits is not None and (given.type or given.output_type):
+        raise OptionError("--bits: chooses all types itself; leave --type and --output-type away")
+    if static:
+        stem_of(given.out)
+        if given.type or given.output_type or given.bits is not None or given.method != "round":
+            raise OptionError(
+                "--activations static: the form is INT8 throughout; leave --type, --bits and --method away"
+            )
+    elif given.smooth is not None:
+        raise OptionError("--smooth: is for --activations static; for block types there is --method awq-scale")
+    elif os.path.splitext(given.out)[1] != ".gguf":
+        raise OptionError(f"{given.out}: expected a name that ends in .gguf")
 
 
 if __name__ == "__main__":

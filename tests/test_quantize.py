@@ -9,13 +9,19 @@ import gguf
 import numpy as np
 import pytest
 
+from engine.errors import FileError
+from engine.float_source import float_source
 from engine.gguf import GGUFFile
 from engine.quantize import main
+from engine.static_int8 import StaticModel, read_static, stored_size
 from kernels.block_types import QUANTIZERS
 from models.config import expected_tensors
 from models.quantizers.choice import choose_types, fitting
+from models.quantizers.folding import fold, shared
 from models.quantizers.gptq import against_drift, feedback, gptq, moments_and_drift
-from models.quantizers.transformer import rms_norm, run_layer
+from models.quantizers.observers import Observer
+from models.quantizers.sensitivity import choose_mixed
+from models.quantizers.transformer import GROUPS, MATRICES, rms_norm, run_layer
 from tests import tiny, truth
 
 TEXT = "the wind was in the trees and the house was still. " * 400
@@ -98,8 +104,6 @@ def test_drift_is_made_good_halfway() -> None:
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_calibration_runs_the_model_that_truth_runs(tmp_path: Path, arch: str) -> None:
-    from engine.float_source import float_source
-
     tiny.write(tmp_path / "a.gguf", arch, "F32", rope_divisors=arch == "llama")
     ids = np.random.default_rng(4).integers(3, 280, 37)
     with float_source(tmp_path / "a.gguf") as source:
@@ -170,10 +174,125 @@ def test_nothing_compiled_is_needed(tmp_path: Path) -> None:
 
 
 def test_chosen_types(tmp_path: Path) -> None:
-    from engine.float_source import float_source
-
     tiny.write(tmp_path / "a.gguf", "llama", "F16", tied=True, hidden=256, ff=512)
     with float_source(tmp_path / "a.gguf") as source:
         types = choose_types(source.config, "Q4_K")
         assert types["token_embd.weight"] == "Q6_K" and types["blk.0.ffn_down.weight"] == "Q4_K"
         assert set(types) == set(expected_tensors(source.config))
+
+
+def test_mixed_types_spend_the_budget_where_it_counts() -> None:
+    shapes = {"a": (10, 32), "b": (10, 32), "c": (20, 32)}
+    types = {"Q4_0": 1.0, "Q5_0": 0.3, "Q8_0": 0.01}
+    losses = {"a": {t: 100 * e for t, e in types.items()}, "b": types, "c": dict(types)}
+    chosen = choose_mixed(losses, shapes, 5.5)
+    assert chosen == {"a": "Q8_0", "b": "Q4_0", "c": "Q4_0"}
+    assert choose_mixed(losses, shapes, 8.5) == dict.fromkeys("abc", "Q8_0")
+    with pytest.raises(ValueError, match=r"at least 4\.50"):
+        choose_mixed(losses, shapes, 4.4)
+
+
+def test_mixed_file(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tiny.write(tmp_path / "a.gguf", "llama", "F16", hidden=256, ff=512, layers=2)
+    out = tmp_path / "b.gguf"
+    assert main([str(tmp_path / "a.gguf"), str(out), "--bits", "5.2", "--text", text]) == 0
+    assert "types: " in capsys.readouterr().err
+    with GGUFFile.open(out) as file:
+        matrices = [t for t in file.tensors.values() if len(t.shape) == 2]
+        assert 5.0 < 8 * sum(t.nbytes for t in matrices) / sum(np.prod(t.shape) for t in matrices) <= 5.2
+    assert set(tensors(out)) == set(before)
+    for bits, part in (("1", "at least"), ("4", "types")):
+        assert main([str(tmp_path / "a.gguf"), str(out), "--bits", bits, "--text", text]) == (bits == "1")
+        assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_folding_keeps_the_function(tmp_path: Path, arch: str) -> None:
+    tiny.write(tmp_path / "a.gguf", arch, "F32")
+    random = np.random.default_rng(9)
+    with float_source(tmp_path / "a.gguf") as source:
+        model, config = source.model, source.config
+        x = [random.standard_normal((23, config.hidden_size)).astype(np.float32)]
+        before, layer = model.layer(0), model.layer(0)
+        for group in GROUPS:
+            scale = shared(config, group, np.exp(random.standard_normal(before[group[0]].shape[1])))
+            fold(config, layer, group, scale)
+        first, second = (run_layer(config, v, x, model.angles(23)).finish()[0] for v in (before, layer))
+    assert np.abs(first - second).max() < 1e-4 * np.abs(first).max()
+    assert all(not np.allclose(before[name], layer[name]) for name in MATRICES)
+
+
+def test_awq_file(tmp_path: Path, text: str) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F32")
+    out = tmp_path / "b.gguf"
+    assert main([str(tmp_path / "a.gguf"), str(out), "--method", "awq-scale", "--text", text, "--tokens", "2048"]) == 0
+    ids = np.arange(20, 60)
+    reference = truth.forward(tmp_path / "a.gguf", ids)
+    assert truth.kl(reference, truth.forward(out, ids)) < 1
+
+
+@pytest.mark.parametrize("kind, limit", [("min-max", 50), ("percentile", 3), ("mse", 20)])
+def test_observers(kind: str, limit: float) -> None:
+    watched = Observer(kind)
+    assert watched.limit() == 0
+    random = np.random.default_rng(10)
+    for spread in (0.01, 1.0, 1.0):
+        watched.watch(np.clip(spread * random.standard_normal((300, 400)), -2.5, 2.5))
+    watched.watch(np.array([50.0, np.nan, np.inf]))
+    assert 2.2 < watched.limit() <= limit or watched.limit() == limit == 50
+
+
+def test_static_form(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arch in ("llama", "qwen2"):
+        tiny.write(tmp_path / "a.gguf", arch, "F32")
+        out = tmp_path / "b.safetensors"
+        arguments = [str(tmp_path / "a.gguf"), str(out), "--activations", "static", "--text", text, "--tokens", "2048"]
+        assert main(arguments) == 0
+        model = StaticModel(str(out))
+        ids = model.tokenizer.encode(TEXT[:90])
+        reference = truth.forward(tmp_path / "a.gguf", ids)
+        assert truth.kl(reference, model.logits(ids)) < 0.05
+        assert 8 < stored_size(str(out))[1] < 9
+    assert sorted(p.name for p in tmp_path.glob("b*")) == ["b-vocab.gguf", "b.json", "b.safetensors"]
+    from safetensors.numpy import load_file
+
+    stored = load_file(out)
+    assert stored["blk.0.ffn_up.weight"].dtype == np.int8 and stored["blk.0.ffn_up.input_scale"].shape == (1,)
+    capsys.readouterr()
+
+
+def test_static_forms_that_are_wrong(tmp_path: Path, text: str) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F32")
+    out = tmp_path / "b.json"
+    assert main([str(tmp_path / "a.gguf"), str(out), "--activations", "static", "--text", text, "--tokens", "512"]) == 0
+    whole, weights = out.read_text(), tmp_path / "b.safetensors"
+    data = weights.read_bytes()
+    swaps = {
+        '"version": 1': '"version": 9',
+        '"heads": 4': '"heads": 0',
+        '"layers": 3': '"layers": 4',
+        '"b.safetensors"': '"../b.safetensors"',
+    }
+    for wrong in ("", "[]", "{}", *(whole.replace(*swap) for swap in swaps.items())):
+        out.write_text(wrong)
+        with pytest.raises(FileError) as caught:
+            read_static(str(out))
+        assert "\n" not in str(caught.value)
+    out.write_text(whole)
+    for cut in (data[:100], data[:-1], data + b"x", b"\xff" * 200):
+        weights.write_bytes(cut)
+        with pytest.raises(FileError, match="safetensors"):
+            read_static(str(out))
+    weights.unlink()
+    with pytest.raises(FileError, match="missing"):
+        read_static(str(out))
+
+
+def test_options_that_do_not_go_together(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F16")
+    a, out = str(tmp_path / "a.gguf"), str(tmp_path / "o.gguf")
+    for options in (["--bits", "5"], ["--bits", "5", "--type", "Q4_0", "--text", text], ["--smooth", "0.5"],
+                    ["--activations", "static", "--text", text], ["--activations", "static", "--type", "Q8_0"]):  # fmt: skip
+        assert main([a, out, *options]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not Path(out).exists()

@@ -15,8 +15,9 @@ import numpy as np
 from kernels.block_types import QUANTIZERS
 from kernels.rope_table import rope_tables
 from models.config import ModelConfig, expected_tensors
+from models.quantizers.folding import awq_scale, fold, magnitudes, rounded_with
 from models.quantizers.gptq import against_drift, gptq, moments_and_drift
-from models.quantizers.transformer import Angles, Layer, run_layer
+from models.quantizers.transformer import GROUPS, Angles, Layer, run_layer
 
 ROWS_AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
 FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2"}
@@ -100,3 +101,31 @@ def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray],
                 emit(name, data)
                 yield name
         originals, streams = reference.finish(), steps.result
+
+
+def awq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], emit: Emit) -> Iterator[str]:
+    """Quantises all tensors of all layers with AWQ's scales folded in; arguments and results as `gptq_layers`."""
+    config = model.config
+    angles = model.angles(max(map(len, texts)))
+    xs = model.embedded(texts)
+    for i in range(config.layers):
+        layer = model.layer(i)
+        kinds = {short: types.get(f"blk.{i}.{short}.weight", "F32") for short in layer}
+        steps = run_layer(config, dict(layer), xs, angles)
+        seen = {}
+        for group, inputs in steps:
+            seen[group] = magnitudes(inputs())[0], moments_and_drift(inputs(), inputs())[0]
+        importance: dict[str, np.ndarray] = {}
+        for group in GROUPS[::-1]:  # a later group changes rows of an earlier one, whose own columns come after
+            mean, moments = seen[group]
+            scale = awq_scale(config, layer, group, kinds, mean, moments)
+            fold(config, layer, group, scale)
+            importance |= dict.fromkeys(group, np.diag(moments) / scale**2)
+        for short, values in layer.items():
+            name = f"blk.{i}.{short}" if short.endswith(".bias") else f"blk.{i}.{short}.weight"
+            if types[name] in QUANTIZERS:
+                emit(name, rounded_with(values, types[name], importance[short])[0])
+            else:
+                emit(name, encode(values, types[name])[0])
+            yield name
+        xs = steps.result
