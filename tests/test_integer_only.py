@@ -1,4 +1,4 @@
-"""A model in integers alone: no float in any kernel that runs, the same integers however it runs, close to the float model."""
+"""A model in integers alone: no float in any kernel that runs, the same integers everywhere, close to the float model."""
 
 import json
 import math
@@ -137,7 +137,7 @@ def test_an_empty_listing_is_not_a_proof() -> None:
     entry = entry_name(add_from_left)
     assert uses_in(text, assembly, entry) == []
     for empty in [("", ""), (text, ""), ("", assembly), (text, ".text\n"), (text, assembly.replace(entry, "other"))]:
-        with pytest.raises(AssertionError, match="no LLVM|no assembly"):
+        with pytest.raises(AssertionError, match=r"no LLVM|no assembly"):
             uses_in(*empty, entry)
 
 
