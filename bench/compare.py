@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -181,6 +182,12 @@ def processor() -> str:
     return f"{name}, {platform.machine()}, {os.cpu_count()} processors"
 
 
+def commit() -> str:
+    """The commit of this checkout, or nothing where it isn't one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=(__doc__ or "").splitlines()[0])
@@ -210,7 +217,8 @@ def main() -> None:
                          "read_gb": result.read_gb, "sides": result.hello, "peak_mb": result.peak_mb})  # fmt: skip
     if options.json:
         roof_values = {name: getattr(peaks, name) for name in peaks.__slots__}
-        report = {"machine": processor(), "roof": roof_values, "repeats": options.repeats, "files": measured}
+        report = {"machine": processor(), "commit": commit(), "numba": version("numba"), "numpy": np.__version__,
+                  "roof": roof_values, "repeats": options.repeats, "files": measured}  # fmt: skip
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
