@@ -67,8 +67,10 @@ def main() -> None:
     options = parser.parse_args()
     with load(options.file, threads=options.threads, context=options.position + options.rows, chunk=options.rows) as llm:
         names, times, whole = step_times(llm, options.rows, options.position, options.repeats)
-        products = matrices(llm._loaded.weights)
-        assert isinstance(llm._loaded.weights, Weights)
+        weights = llm._loaded.weights
+        if not isinstance(weights, Weights):
+            parser.error("an integer-only model isn't taken apart here")
+        products = matrices(weights)
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     where = iter(products)
     for name, seconds in zip(names, times):
@@ -82,8 +84,8 @@ def main() -> None:
     write(f"{options.rows} rows at {options.position}, {options.threads} threads: {1e3 * whole:.2f} ms at once,")
     write(f" {1e3 * times.sum():.2f} ms step by step\n\n| kernel | steps | ms | share | G/s | GB/s |\n")
     write("| --- | --- | --- | --- | --- | --- |\n")
-    for key, (seconds, count, work, nbytes) in sorted(totals.items(), key=lambda item: -item[1][0]):
-        rates = f"{work / seconds / 1e9:.1f} | {nbytes / seconds / 1e9:.1f}" if work else " | "
+    for key, (seconds, count, done, nbytes) in sorted(totals.items(), key=lambda item: -item[1][0]):
+        rates = f"{done / seconds / 1e9:.1f} | {nbytes / seconds / 1e9:.1f}" if done else " | "
         write(f"| {key} | {count:.0f} | {1e3 * seconds:.2f} | {100 * seconds / times.sum():.1f} % | {rates} |\n")
 
 
