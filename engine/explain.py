@@ -136,7 +136,7 @@ def report(found: Worked) -> str:
     worst = int(np.argmax(np.abs(error)))
     inverse = codes.steps / (abs(f.w) if f.w else 1.0)
     lines = [
-        f"{f.text}   =   {f.w:g} * x + {f.b:g},   x from {f.low:g} to {f.high:g},   {codes.name} {codes.low} .. {codes.high}",
+        f"{f.text}   =   {f.w:g} * x + {f.b:g},   x from {f.low:g} to {f.high:g},   {codes.name} {codes.low}..{codes.high}",
         "",
         "1. Ranges that contain 0: scale = (max - min) / (qmax - qmin), zero point = clamp(round(qmin - min / scale))",
         _map_line("x", f.x_map),

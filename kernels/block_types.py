@@ -9,17 +9,27 @@ file's bytes. One class per type; the formulas and the layouts are those of `eng
     codes = grid.nearest(x)
     bytes = quantizer.pack(grid, codes)         # (R, block_bytes) uint8
 
-Q4_K and Q6_K store the scales of their runs as integers times one float16: the runs are fitted one by one, their scales
-rounded to these integers, and each integer is then tried one lower and one higher.
+The K types store the scales of their runs as integers times one float16: the runs are fitted one by one, their scales
+rounded to these integers, each integer is tried a little lower and higher, and the float16 is fitted to what came out.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.block_fit import fit_affine, fit_symmetric, fit_ternary_scale, half, in_pieces, nearest, squared_error
+from kernels.block_fit import (
+    Arrays,
+    fit_affine,
+    fit_symmetric,
+    fit_ternary_scale,
+    half,
+    in_pieces,
+    nearest,
+    squared_error,
+)
 
 TERNARY_SPAN = 5  # trits in a byte of TQ1_0
+REFITS = 3  # of the K types' common scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,7 @@ class Offset(Quantizer):
 
 
 class SubScaledOffset(Quantizer):
-    """d scale q - dmin minimum, with six-bit scale and minimum for each 32: Q4_K."""
+    """d scale q - dmin minimum, with six-bit scale and minimum for each 32: Q4_K, Q5_K."""
 
     def fit(self, x: np.ndarray, weight: np.ndarray) -> Grid:
         runs = x.reshape(-1, 32)
@@ -136,11 +146,47 @@ class SubScaledOffset(Quantizer):
         scale, offset = fit_affine(runs, w, self.high, rounded=False, offset_above_zero=False)
         d = half(scale.reshape(-1, 8).max(1, keepdims=True) / 63)
         dmin = half(-offset.reshape(-1, 8).min(1, keepdims=True) / 63)
-        dd, mm = np.repeat(d, 8, 1).reshape(-1, 1), np.repeat(dmin, 8, 1).reshape(-1, 1)
-        best, best_minimum = in_pieces(_sub_scaled_offset, runs, w, scale, offset, dd, mm)
-        stored = {"d": d, "dmin": dmin, "scale": best.reshape(-1, 8), "minimum": best_minimum.reshape(-1, 8)}
-        full = np.repeat((dd * best).reshape(-1, 8), 32, 1), np.repeat((-mm * best_minimum).reshape(-1, 8), 32, 1)
-        return Grid(*full, self.low, self.high, stored)
+        sub, minimum, error = self._integers(runs, w, scale, offset, d, dmin)
+        for _ in range(REFITS):  # with codes and integers held fixed, better d and dmin; then all again
+            new_d, new_dmin = self._refitted(runs, w, sub, minimum, d, dmin)
+            eight = (_spread(v, 8) for v in (d, dmin))
+            found = self._integers(runs, w, next(eight) * sub, -next(eight) * minimum, new_d, new_dmin)
+            better = found[2].reshape(-1, 8).sum(1, keepdims=True) < error.reshape(-1, 8).sum(1, keepdims=True)
+            d, dmin = np.where(better, new_d, d), np.where(better, new_dmin, dmin)
+            runs_better = _spread(better, 8)
+            sub, minimum, error = (np.where(runs_better, n, o) for n, o in zip(found, (sub, minimum, error)))
+        stored = {"d": d, "dmin": dmin, "scale": sub.reshape(-1, 8), "minimum": minimum.reshape(-1, 8)}
+        full = _spread(d * stored["scale"], 32), _spread(-dmin * stored["minimum"], 32)
+        return Grid(full[0].reshape(x.shape), full[1].reshape(x.shape), self.low, self.high, stored)
+
+    def _integers(
+        self, x: np.ndarray, w: np.ndarray, scale: np.ndarray, offset: np.ndarray, d: np.ndarray, dmin: np.ndarray
+    ) -> Arrays:
+        """The best six-bit integers of each run near scale and offset (R, 1), and the run's error."""
+
+        def work(*given: np.ndarray) -> Arrays:
+            return _sub_scaled_offset(self.high, *given)
+
+        return in_pieces(work, x, w, scale, offset, _spread(d, 8), _spread(dmin, 8))
+
+    def _refitted(
+        self, x: np.ndarray, w: np.ndarray, sub: np.ndarray, minimum: np.ndarray, d: np.ndarray, dmin: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The d and dmin (R, 1) of the least squared error, for the codes and integers that there are."""
+        q = nearest(x, _spread(d, 8) * sub, -_spread(dmin, 8) * minimum, 0, self.high)
+        a, b = sub * q, -minimum * np.ones_like(q)
+
+        def total(v: np.ndarray) -> np.ndarray:
+            whole: np.ndarray = (w * v).reshape(len(d), -1)
+            return whole.sum(1, keepdims=True, dtype=np.float64)
+
+        aa, ab, bb, ax, bx = total(a * a), total(a * b), total(b * b), total(a * x), total(b * x)
+        determinant = aa * bb - ab * ab
+        sound = determinant > 1e-9 * aa * bb
+        safe = np.where(sound, determinant, 1)
+        new_d = np.where(sound, (bb * ax - ab * bx) / safe, np.where(bb == 0, ax / np.maximum(aa, 1e-30), d))
+        new_dmin = np.where(sound, (aa * bx - ab * ax) / safe, dmin)
+        return half(np.maximum(new_d, 0).astype(np.float32)), half(np.maximum(new_dmin, 0).astype(np.float32))
 
     def pack(self, grid: Grid, codes: np.ndarray) -> np.ndarray:
         s = grid.stored
@@ -148,9 +194,12 @@ class SubScaledOffset(Quantizer):
         low = scale[:, :4] | (scale[:, 4:] >> 4) << 6
         middle = minimum[:, :4] | (minimum[:, 4:] >> 4) << 6
         high = (scale[:, 4:] & 15) | (minimum[:, 4:] & 15) << 4
-        q = codes.astype(np.uint8).reshape(-1, 4, 2, 32)
-        nibbles = (q[:, :, 0] | q[:, :, 1] << 4).reshape(len(codes), -1)
-        return np.concatenate([half_bytes(s["d"]), half_bytes(s["dmin"]), low, middle, high, nibbles], axis=1)
+        q = codes.astype(np.uint8).reshape(-1, 8, 32)
+        pairs = (q & 15).reshape(-1, 4, 2, 32)
+        parts = [half_bytes(s["d"]), half_bytes(s["dmin"]), low, middle, high]
+        if self.high > 15:  # bit i of a byte is bit 4 of run i
+            parts.append(np.bitwise_or.reduce((q >> 4) << np.arange(8, dtype=np.uint8)[:, None], axis=1))
+        return np.concatenate([*parts, (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(len(codes), -1)], axis=1)
 
 
 class SubScaled(Quantizer):
@@ -230,23 +279,23 @@ def _five_in_a_byte(t: np.ndarray) -> np.ndarray:
 
 
 def _sub_scaled_offset(
-    x: np.ndarray, w: np.ndarray, scale: np.ndarray, offset: np.ndarray, d: np.ndarray, dmin: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Q4_K: the integers for scale and offset that fit best; runs x (32, R), all else (1, R)."""
+    high: int, x: np.ndarray, w: np.ndarray, scale: np.ndarray, offset: np.ndarray, d: np.ndarray, dmin: np.ndarray
+) -> Arrays:
+    """The integers for scale and offset that fit best, and their error; runs x (32, R), all else (1, R)."""
     first, minimum = _integers(scale, d, 0, 63), _integers(-offset, dmin, 0, 63)
     best, best_minimum = first, minimum
-    error = squared_error(x, w, d * first, -dmin * minimum, 0, 15)
+    error = squared_error(x, w, d * first, -dmin * minimum, 0, high)
     total = np.maximum(w.sum(0, keepdims=True), np.float32(1e-30))
     for change in (0, -1, 1, -2, 2):
         tried, m = np.clip(first + np.float32(change), 0, 63), minimum
         for _ in range(2):  # the codes for this minimum, then the best minimum for these codes
-            rest = x - d * tried * nearest(x, d * tried, -dmin * m, 0, 15)
+            rest = x - d * tried * nearest(x, d * tried, -dmin * m, 0, high)
             m = _integers(-np.sum(w * rest, 0, keepdims=True) / total, dmin, 0, 63)
-            found = squared_error(x, w, d * tried, -dmin * m, 0, 15)
+            found = squared_error(x, w, d * tried, -dmin * m, 0, high)
             better = found < error
             best, best_minimum = np.where(better, tried, best), np.where(better, m, best_minimum)
             error = np.where(better, found, error)
-    return best, best_minimum
+    return best, best_minimum, error
 
 
 def _sub_scaled(x: np.ndarray, w: np.ndarray, scale: np.ndarray, d: np.ndarray) -> tuple[np.ndarray]:
@@ -259,6 +308,11 @@ def _sub_scaled(x: np.ndarray, w: np.ndarray, scale: np.ndarray, d: np.ndarray) 
         better = found < error
         best, error = np.where(better, tried, best), np.where(better, found, error)
     return (best,)
+
+
+def _spread(x: np.ndarray, times: int) -> np.ndarray:
+    """(R, n) -> (R * n * times, 1): each value as often as there are runs, or elements, that share it."""
+    return np.repeat(x.reshape(-1), times)[:, None]
 
 
 def _integers(x: np.ndarray, step: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -275,6 +329,7 @@ QUANTIZERS: dict[str, Quantizer] = {
         Offset("Q5_1", 32, 24, 0, 31),
         Bytes("Q8_0", 32, 34, -127, 127),
         SubScaledOffset("Q4_K", 256, 144, 0, 15),
+        SubScaledOffset("Q5_K", 256, 176, 0, 31),
         SubScaled("Q6_K", 256, 210, -32, 31),
         Ternary("TQ1_0", 256, 54, -1, 1),
         Ternary("TQ2_0", 256, 66, -1, 1),

@@ -1,7 +1,8 @@
 """Which block type each tensor of a model gets, for a type that was asked for.
 
 As llama.cpp's tool has it, so that files compare: norms and biases stay F32; the output matrix, or the embedding where it
-serves as one, gets six bits or more; a type whose blocks don't fit into the rows gives way to the next that do.
+serves as one, gets six bits or more; with Q4_K the first layers' attn_v is Q5_K; a type whose blocks don't fit into the rows
+gives way to the next that do.
 """
 
 from collections.abc import Iterable
@@ -9,10 +10,11 @@ from collections.abc import Iterable
 from kernels.block_types import QUANTIZERS
 from models.config import ModelConfig, expected_tensors
 
-TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "TQ2_0", "TQ1_0")
-GIVES_WAY = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0"}
+TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "TQ2_0", "TQ1_0")
+MORE_BITS = 4  # layers
+GIVES_WAY = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0"}
 FILE_TYPES = {  # general.file_type: a label, which no reader computes with
-    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q6_K": 18, "TQ1_0": 36, "TQ2_0": 37,
+    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "TQ1_0": 36, "TQ2_0": 37,
 }  # fmt: skip
 
 
@@ -32,12 +34,15 @@ def choose_types(config: ModelConfig, asked: str, output: str | None = None) -> 
     """
     output = output or ("Q8_0" if asked == "Q8_0" else "Q6_K")
     last = "token_embd.weight" if config.tied_embeddings else "output.weight"
+    values = [f"blk.{i}.attn_v.weight" for i in range(MORE_BITS)]
     types = {}
     for name, shape in expected_tensors(config).items():
         if len(shape) == 1:
             types[name] = "F32"
         elif name == last:
             types[name] = fitting(output, shape[1])
+        elif asked == "Q4_K" and name in values:
+            types[name] = fitting("Q5_K", shape[1])
         elif name == "token_embd.weight" and asked.startswith("TQ"):
             types[name] = fitting(
                 "Q4_K", shape[1]

@@ -11,8 +11,8 @@ To second order the divergence grows with the squared error, so that of another 
 
 (ternary codes are too coarse for that, so they are measured themselves),
 and those of several matrices are added. From the cheapest type everywhere, the step that lowers the sum most for each bit
-it costs is taken again and again, as long as the budget lasts. Source for the estimate: Dong et al., "HAWQ-V2", 2020,
-section 3.
+it costs is taken again and again, as long as the budget lasts. Ternary codes serve only where nothing else is small enough:
+what several of them do together is more than the sum. Source for the estimate: Dong et al., "HAWQ-V2", 2020, section 3.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ from models.quantizers.gptq import moments_and_drift
 from models.quantizers.transformer import Angles, Layer, rms_norm, run_layer
 
 BASE, COARSE = "Q4_0", "TQ2_0"
-CANDIDATES = ("TQ2_0", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "F16")
+CANDIDATES = ("TQ2_0", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0", "F16")
 Losses = dict[str, dict[str, float]]  # matrix -> type -> estimated divergence
 
 
@@ -43,6 +43,9 @@ def possible(columns: int) -> list[str]:
 def choose_mixed(losses: Losses, shapes: Mapping[str, tuple[int, ...]], bits: float) -> dict[str, str]:
     """The type of each matrix for `bits` a weight on average; raises ValueError, saying the least possible, for too few."""
     weights = {name: float(np.prod(shapes[name])) for name in losses}
+    finer = {name: {t: loss for t, loss in of.items() if t != COARSE} for name, of in losses.items()}
+    if sum(w * min(map(bits_per_weight, finer[n])) for n, w in weights.items()) <= bits * sum(weights.values()) + 1e-6:
+        losses = finer
 
     def cheapest(name: str) -> str:
         return min(losses[name], key=lambda t: (bits_per_weight(t), losses[name][t]))
