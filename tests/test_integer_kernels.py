@@ -135,8 +135,8 @@ def attention_arrays(T: int, H: int, G: int, D: int) -> tuple[np.ndarray, ...]:
     limit = q_limit(D)
     q = rng.integers(-limit, limit + 1, (T, H, D))
     k, v = (rng.integers(-127, 128, (T, G, D)) for _ in range(2))
-    q[T - 1], k[:, 0], k[T // 2, 0], v[:, 0] = limit, -127, 127, 127
-    ratios = rng.uniform(1e-8, 1e-4, H), rng.uniform(-2, 2, (H, D))
+    q[T - 1], k[0], k[T // 2], v[0] = limit, -127, 127, 127
+    ratios = 10.0 ** rng.uniform(-8, -5.5, H), rng.uniform(-2, 2, (H, D))
     return q, k, v, *ratios
 
 
