@@ -1,7 +1,7 @@
 """Codes of a block of 32 weights for 8 outputs: from packed bytes to registers, and their products with activations.
 
 In registers they are eight vectors of 32 bytes, w0 .. w7; byte 4r + c of vector j is the code of output r, k = 4j + c,
-so that four k of one output meet in one lane of the sum. Packed:
+so that four k of one output meet in one lane of the sum; `kernels/rows.py` multiplies them. Packed:
 
     4 bits   four vectors; byte b of vector j: low nibble for w[j], high nibble for w[j + 4]          128 bytes
     5 bits   the same, then one vector: bit j of byte b is bit 4 for byte b of w[j]                   160 bytes
@@ -10,8 +10,8 @@ so that four k of one output meet in one lane of the sum. Packed:
     8 bits   as in registers                                                                          256 bytes
 
 Bounds: pairs of products are added in int16: at most 2 * 15 * 127 = 3810 each for 4 bits, of which eight make 30480;
-2 * 31 * 127 = 7874 for 5 bits, of which four make 31496; 2 * 63 * 127 = 16002 for 6 bits, of which two make 32004. The sum
-of a block is at most 32 * 63 * 127 = 256032, for 8 bits 32 * 255 * 127 = 1036320.
+2 * 31 * 127 = 7874 for 5 bits, of which four make 31496; 2 * 32 * 127 = 8128 for 6 bits less 32, of which four make 32512.
+In int32 the sum of a block is at most 32 * 63 * 127 = 256032, for 8 bits 32 * 255 * 127 = 1036320.
 """
 
 from collections.abc import Callable
@@ -20,162 +20,89 @@ from typing import Any
 
 import numpy as np
 
-from kernels.dot import (
-    bit_pairs,
-    dot_i8,
-    dot_u4,
-    high_nibbles,
-    low_nibbles,
-    or_u8,
-    pair_sums,
-    single_bits,
-    zero_pair_sums,
-)
+from kernels.dot import bit_pairs, high_nibbles, low_nibbles, or_u8, single_bits
 from kernels.registry import subroutine
-from kernels.simd import add_i32, broadcast_i8x4, load_u8x32, splat_i32
-from kernels.types import F16, I8, U8, I32x8, Int, PairSums, U8x32
+from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows, Subroutine
+from kernels.simd import load_u8x32
+from kernels.types import F16, I8, U8, Int
 
-Sums4 = tuple[I32x8, I32x8, I32x8, I32x8]
-PairSums4 = tuple[PairSums, PairSums, PairSums, PairSums]
-
-
-# ---- one row of activations: two sums side by side hide the latency of the products ----
+# ---- products of the 32 codes packed at p[i] with some rows of activations from x[k] ----
 
 
-@subroutine
-def dot4(p: U8, i: Int, x: I8, k: Int) -> I32x8:
-    """The sums of products of the 4-bit codes at p[i] with the 32 activations from x[k]."""
-    s, t = zero_pair_sums(), zero_pair_sums()
-    for j in range(4):
-        v = load_u8x32(p, i + 32 * j)
-        s = dot_u4(s, low_nibbles(v), broadcast_i8x4(x, k + 4 * j))
-        t = dot_u4(t, high_nibbles(v), broadcast_i8x4(x, k + 16 + 4 * j))
-    return add_i32(pair_sums(s), pair_sums(t))
+def products4(rows: Rows) -> Subroutine:
+    """4-bit codes."""
+    running = rows.running(UNSIGNED)
+    zero, add, total = running.zero, running.add, running.total
+
+    @subroutine
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+        s = zero()
+        for j in range(4):
+            v = load_u8x32(p, i + 32 * j)
+            s = add(s, low_nibbles(v), x, k + 4 * j, apart)
+            s = add(s, high_nibbles(v), x, k + 16 + 4 * j, apart)
+        return total(s)
+
+    return dot
 
 
-@subroutine
-def dot5(p: U8, i: Int, x: I8, k: Int) -> I32x8:
-    """The sums of products of the 5-bit codes at p[i] with the 32 activations from x[k]."""
-    s, t = zero_pair_sums(), zero_pair_sums()
-    fifth = load_u8x32(p, i + 128)
-    for j in range(4):
-        v = load_u8x32(p, i + 32 * j)
-        s = dot_u4(s, or_u8(low_nibbles(v), single_bits(fifth, j)), broadcast_i8x4(x, k + 4 * j))
-        t = dot_u4(t, or_u8(high_nibbles(v), single_bits(fifth, j + 4)), broadcast_i8x4(x, k + 16 + 4 * j))
-    return add_i32(pair_sums(s), pair_sums(t))
+def products5(rows: Rows) -> Subroutine:
+    """5-bit codes."""
+    running, plus = rows.running(UNSIGNED), rows.plus
+    zero, add, total = running.zero, running.add, running.total
+
+    @subroutine
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+        fifth = load_u8x32(p, i + 128)
+        s = zero()
+        for j in range(4):
+            s = add(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j)), x, k + 4 * j, apart)
+        first = total(s)
+        s = zero()
+        for j in range(4):
+            w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j + 4))
+            s = add(s, w, x, k + 16 + 4 * j, apart)
+        return plus(first, total(s))
+
+    return dot
 
 
-@subroutine
-def dot6(p: U8, i: Int, x: I8, k: Int) -> tuple[I32x8, I32x8]:
-    """The sums of products of the 6-bit codes at p[i] with the activations from x[k] and from x[k + 16], 16 each."""
-    s0, s1, t0, t1 = zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
-    u, v = load_u8x32(p, i + 128), load_u8x32(p, i + 160)
-    for j in range(2):
-        w = load_u8x32(p, i + 32 * j)
-        s0 = dot_u4(s0, or_u8(low_nibbles(w), bit_pairs(u, 2 * j)), broadcast_i8x4(x, k + 4 * j))
-        t0 = dot_u4(t0, or_u8(high_nibbles(w), bit_pairs(v, 2 * j)), broadcast_i8x4(x, k + 16 + 4 * j))
-        w = load_u8x32(p, i + 32 * j + 64)
-        s1 = dot_u4(s1, or_u8(low_nibbles(w), bit_pairs(u, 2 * j + 4)), broadcast_i8x4(x, k + 8 + 4 * j))
-        t1 = dot_u4(t1, or_u8(high_nibbles(w), bit_pairs(v, 2 * j + 4)), broadcast_i8x4(x, k + 24 + 4 * j))
-    return add_i32(pair_sums(s0), pair_sums(s1)), add_i32(pair_sums(t0), pair_sums(t1))
+def products6(rows: Rows) -> Subroutine:
+    """6-bit codes, less 32 once `centred` has seen the sums: a pair of sums for each row, of 16 codes each."""
+    running, (Pairs, pairs) = rows.running(SIGNED6), rows.pairs
+    zero, add, total = running.zero, running.add, running.total
+
+    @subroutine
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Pairs:
+        two_bits = load_u8x32(p, i + 128)
+        s = zero()
+        for j in range(4):
+            w = or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(two_bits, 2 * j))
+            s = add(s, w, x, k + 4 * j, apart)
+        first = total(s)
+        two_bits = load_u8x32(p, i + 160)
+        s = zero()
+        for j in range(4):
+            w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(two_bits, 2 * j))
+            s = add(s, w, x, k + 16 + 4 * j, apart)
+        return pairs(first, total(s))
+
+    return dot
 
 
-@subroutine
-def dot8(p: U8, i: Int, x: I8, k: Int) -> I32x8:
-    """The sums of products of the 8-bit codes at p[i], less 128, with the 32 activations from x[k], for `signed_sums`."""
-    s = splat_i32(np.int32(0))
-    for j in range(8):
-        s = dot_i8(s, load_u8x32(p, i + 32 * j), broadcast_i8x4(x, k + 4 * j))
-    return s
+def products8(rows: Rows) -> Subroutine:
+    """8-bit codes, less 128 once `centred` has seen the sums."""
+    running = rows.running(SIGNED8)
+    zero, add, total = running.zero, running.add, running.total
 
+    @subroutine
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+        s = zero()
+        for j in range(8):
+            s = add(s, load_u8x32(p, i + 32 * j), x, k + 4 * j, apart)
+        return total(s)
 
-# ---- four rows, whose blocks of 32 activations lie side by side: each vector of codes is unpacked once for them ----
-
-
-@subroutine
-def zero_pairs4() -> PairSums4:
-    """Four empty sums."""
-    return zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
-
-
-@subroutine
-def add_pairs4(sums: PairSums4, w: U8x32, x: I8, k: Int) -> PairSums4:
-    """The codes w with four activations of each row."""
-    a, b, c, d = sums
-    return (
-        dot_u4(a, w, broadcast_i8x4(x, k)),
-        dot_u4(b, w, broadcast_i8x4(x, k + 32)),
-        dot_u4(c, w, broadcast_i8x4(x, k + 64)),
-        dot_u4(d, w, broadcast_i8x4(x, k + 96)),
-    )
-
-
-@subroutine
-def pair_sums4(sums: PairSums4) -> Sums4:
-    """The four sums in int32."""
-    a, b, c, d = sums
-    return pair_sums(a), pair_sums(b), pair_sums(c), pair_sums(d)
-
-
-@subroutine
-def add4(s: Sums4, t: Sums4) -> Sums4:
-    """s + t."""
-    (a, b, c, d), (e, f, g, h) = s, t
-    return add_i32(a, e), add_i32(b, f), add_i32(c, g), add_i32(d, h)
-
-
-@subroutine
-def dots4(p: U8, i: Int, x: I8, k: Int) -> Sums4:
-    """`dot4` for four rows."""
-    s = zero_pairs4()
-    for j in range(4):
-        v = load_u8x32(p, i + 32 * j)
-        s = add_pairs4(s, low_nibbles(v), x, k + 4 * j)
-        s = add_pairs4(s, high_nibbles(v), x, k + 16 + 4 * j)
-    return pair_sums4(s)
-
-
-@subroutine
-def dots5(p: U8, i: Int, x: I8, k: Int) -> Sums4:
-    """`dot5` for four rows."""
-    s, t = zero_pairs4(), zero_pairs4()
-    fifth = load_u8x32(p, i + 128)
-    for j in range(4):
-        s = add_pairs4(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j)), x, k + 4 * j)
-    for j in range(4):
-        w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j + 4))
-        t = add_pairs4(t, w, x, k + 16 + 4 * j)
-    return add4(pair_sums4(s), pair_sums4(t))
-
-
-@subroutine
-def dots6(p: U8, i: Int, x: I8, k: Int) -> tuple[Sums4, Sums4]:
-    """`dot6` for four rows: the sums over their first 16 activations, and over the others."""
-    s, t, u, v = zero_pairs4(), zero_pairs4(), zero_pairs4(), zero_pairs4()
-    m, n = load_u8x32(p, i + 128), load_u8x32(p, i + 160)
-    for j in range(2):
-        s = add_pairs4(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(m, 2 * j)), x, k + 4 * j)
-    for j in range(2, 4):
-        t = add_pairs4(t, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(m, 2 * j)), x, k + 4 * j)
-    for j in range(2):
-        u = add_pairs4(u, or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(n, 2 * j)), x, k + 16 + 4 * j)
-    for j in range(2, 4):
-        v = add_pairs4(v, or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(n, 2 * j)), x, k + 16 + 4 * j)
-    return add4(pair_sums4(s), pair_sums4(t)), add4(pair_sums4(u), pair_sums4(v))
-
-
-@subroutine
-def dots8(p: U8, i: Int, x: I8, k: Int) -> Sums4:
-    """`dot8` for four rows."""
-    a = splat_i32(np.int32(0))
-    b, c, d = a, a, a
-    for j in range(8):
-        w = load_u8x32(p, i + 32 * j)
-        a = dot_i8(a, w, broadcast_i8x4(x, k + 4 * j))
-        b = dot_i8(b, w, broadcast_i8x4(x, k + 4 * j + 32))
-        c = dot_i8(c, w, broadcast_i8x4(x, k + 4 * j + 64))
-        d = dot_i8(d, w, broadcast_i8x4(x, k + 4 * j + 96))
-    return a, b, c, d
+    return dot
 
 
 # ---- one code at a time: packing and lookup; the bytes are zero before anything is put there ----
@@ -264,20 +191,16 @@ def put_half(p: F16, i: Int, source: U8, at: Int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """Codes of one width: the packed bytes of a block, and the subroutines above that serve it.
+    """Codes of one width: the packed bytes of a block, its products by rows, and the look-up of one code.
 
-    `signed`: the products are those of code - 128, once `signed_sums` has seen them.
+    `signed`: the products are those of code - 128, once `centred` has seen them.
     """
 
     bytes: int
-    dot: Callable[..., Any]
-    dots: Callable[..., Any]
-    code: Callable[..., Any]
+    products: Callable[[Rows], Subroutine]
+    code: Subroutine
     signed: bool = False
 
 
-CODES4, CODES5, CODES8 = (
-    Coding(128, dot4, dots4, code4),
-    Coding(160, dot5, dots5, code5),
-    Coding(256, dot8, dots8, code8, True),
-)
+CODES4, CODES5 = Coding(128, products4, code4), Coding(160, products5, code5)
+CODES8 = Coding(256, products8, code8, True)

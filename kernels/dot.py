@@ -9,7 +9,7 @@ Integer products come in groups of four:
 import numpy as np
 
 from kernels.registry import operation
-from kernels.types import I32, I8x32, I32x8, Int, PairSums, QuadSums, U8x32
+from kernels.types import I8x32, I32x8, Int, PairSums, QuadSums, U8x32
 
 INT16_MAX = 32767
 
@@ -95,17 +95,32 @@ def dot_u8(sums: QuadSums, w: U8x32, a: I8x32) -> QuadSums:
 
 @operation
 def dot_i8(sums: I32x8, w: U8x32, a: I8x32) -> I32x8:
-    """Add the products of w - 128, in -128..127, with a in -127..127; `signed_sums` makes them whole.
+    """Add the products of w - 128, in -128..127, with a in -127..127; `centred` must see the sum at last.
 
-    Two such products are at most 2 * 128 * 127 = 32512, which fits into int16, as |w - 128| times a with its sign.
+    Two such products are at most 2 * 128 * 127 = 32512, which fits into int16 (|w - 128| times a with its sign).
     """
     assert np.abs(a.astype(np.int32)).max() <= 127
     return sums + ((w.astype(np.int32) - 128) * a).reshape(8, 4).sum(1, dtype=np.int32)
 
 
 @operation
-def signed_sums(sums: I32x8, p: I32, i: Int) -> I32x8:
-    """The sums of `dot_i8`; p[i] is the sum of all activations that went into them, which some processors need."""
+def dot_i6(sums: PairSums, w: U8x32, a: I8x32) -> PairSums:
+    """Add the products of w - 32, w in 0..63, with a in -127..127, at most four times; `centred` must see the sum at last.
+
+    Two such products are at most 2 * 32 * 127 = 8128, and four times that is 32512.
+    """
+    assert w.max() <= 63 and np.abs(a.astype(np.int32)).max() <= 127
+    total = sums + ((w.astype(np.int32) - 32) * a).reshape(16, 2).sum(1, dtype=np.int32)
+    assert np.abs(total).max() <= INT16_MAX, "int16 overflow"
+    return total
+
+
+@operation
+def centred(sums: I32x8, offset: I32x8) -> I32x8:
+    """What `dot_i8` or `dot_i6` came to; offset is 128 or 32 times the sum of all activations that went in.
+
+    Some processors can multiply w only as it is, without a sign; there the offset is subtracted. Elsewhere it is not used.
+    """
     return sums
 
 

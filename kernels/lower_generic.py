@@ -129,6 +129,11 @@ def prefetch(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> None:
     b.call(function, [address, read, keep, data])
 
 
+@lower
+def vector_registers(b: ir.IRBuilder) -> ir.Value:
+    return ir.Constant(i64, 16)
+
+
 def widen_half(b: ir.IRBuilder, bits: ir.Value, result: ir.Type) -> ir.Value:
     """Half-float bits in int32 -> float: shift the fields into place and multiply by 2^112, which is exact."""
     whole = bits.type
@@ -310,5 +315,11 @@ def dot_i8(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Valu
 
 
 @lower
-def signed_sums(b: ir.IRBuilder, sums: ir.Value, p: ir.Value, i: ir.Value) -> ir.Value:
+def dot_i6(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    wide = b.sub(b.zext(w, ir.VectorType(i32, 32)), constant(32, ir.VectorType(i32, 32)))
+    return b.add(sums, quads(b, b.mul(wide, b.sext(a, ir.VectorType(i32, 32)))))
+
+
+@lower
+def centred(b: ir.IRBuilder, sums: ir.Value, offset: ir.Value) -> ir.Value:
     return sums

@@ -10,30 +10,26 @@ is one output's own running sum and nothing depends on the width of vectors, on 
 
 A format is six subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
 
-    load(codes, scales, n) -> weights                       scales of block n = group * blocks + b, in registers
-    dot(codes, n, x, k) -> sums                             its products with the 32 activations from x[k]
-    dots(codes, n, x, k) -> (sums, sums, sums, sums)        the same for four rows side by side
+    products(rows)(codes, start(n), x, k, apart) -> sums    of block n = group * blocks + b with those rows
+    load(codes, scales, n) -> weights                       scales of block n, in registers
     add(acc, sums, weights, x_scales, x_sums, at) -> acc    one block's term for the activation's block `at`
     put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n, all 0 before
     element(codes, scales, n, r, k) -> float                weight k of lane r in block n
 
-Activations are those of `kernels/quantize.py`: 4 rows lie side by side; the weights of a block are unpacked once for them.
+Rows are taken four at a time, or eight where there are registers enough (`kernels/rows.py`); then one by one. The packed
+weights of a group stay in the first-level cache for all rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from kernels.epilogue import finish
 from kernels.quantize import share, tile_rows, tiled_block
-from kernels.registry import Kernel, kernel
-from kernels.simd import prefetch, splat_f32
+from kernels.registry import Kernel, kernel, subroutine
+from kernels.rows import EIGHT, FOUR, ONE, Rows, Subroutine
+from kernels.simd import prefetch, vector_registers
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 
 AHEAD = 1536  # bytes to prefetch ahead of the one-row product
-Subroutine = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +65,9 @@ def block_format(
     file_bytes: int,
     code_bytes: int,
     scale_halves: int,
+    products: Callable[[Rows], Subroutine],
+    start: Subroutine,
     load: Subroutine,
-    dot: Subroutine,
-    dots: Subroutine,
     add: Subroutine,
     put: Subroutine,
     element: Subroutine,
@@ -83,7 +79,7 @@ def block_format(
         file_bytes,
         code_bytes,
         scale_halves,
-        _matmul(f"matmul_{name.lower()}", code_bytes, load, dot, dots, add),
+        _matmul(f"matmul_{name.lower()}", code_bytes, products, start, load, add),
         _pack(f"pack_{name.lower()}", code_bytes, scale_halves, put),
         _embed(f"embed_{name.lower()}", element),
     )
@@ -94,9 +90,61 @@ def _named(name: str, body: Callable[..., None]) -> Kernel:
     return kernel(body)
 
 
+def _tile(
+    rows: Rows,
+    ahead: int,
+    products: Callable[[Rows], Subroutine],
+    start: Subroutine,
+    load: Subroutine,
+    add_block: Subroutine,
+) -> Subroutine:
+    """8 outputs of some rows, from first block to last; `ahead`: bytes of codes to prefetch for each block."""
+    dot, zero, finish = products(rows), rows.zero, rows.finish
+    _, Sum, Weights, *_ = add_block.__annotations__.values()
+    terms = rows.terms(add_block, Sum, Weights)
+
+    @subroutine
+    def tile(
+        out: F32,
+        i: Int,
+        stride: Int,
+        x: I8,
+        x_scales: F32,
+        x_sums: I32,
+        first: Int,
+        step: Int,
+        apart: Int,
+        codes: U8,
+        scales: F16,
+        bias: F32,
+        group: Int,
+        blocks: Int,
+        add: Int,
+    ) -> None:
+        acc = zero()
+        for b in range(blocks):
+            n, at = group * blocks + b, first + b * step
+            for line in range(0, ahead, 64):
+                prefetch(codes, n * ahead + line + AHEAD)
+            sums = dot(codes, start(n), x, 32 * at, apart)
+            acc = terms(acc, sums, load(codes, scales, n), x_scales, x_sums, at, apart)
+        finish(out, i, stride, acc, bias, 8 * group, add)
+
+    return tile
+
+
 def _matmul(
-    name: str, code_bytes: int, load: Subroutine, dot: Subroutine, dots: Subroutine, add_block: Subroutine
+    name: str,
+    code_bytes: int,
+    products: Callable[[Rows], Subroutine],
+    start: Subroutine,
+    load: Subroutine,
+    add_block: Subroutine,
 ) -> Kernel:
+    one = _tile(ONE, code_bytes, products, start, load, add_block)
+    four = _tile(FOUR, 0, products, start, load, add_block)
+    eight = _tile(EIGHT, 0, products, start, load, add_block)
+
     def matmul(
         rank: Int,
         size: Int,
@@ -116,34 +164,20 @@ def _matmul(
     ) -> None:
         """out[t, 8 groups] = x[t] @ weights + bias for run[count] rows, `stride` floats apart; added to out where add."""
         rows = run[count]
-        tile = tile_rows(rows)
         start, end = share(groups, rank, size)
-        whole = rows // 4 * 4 if rows > 1 else 0
+        step = tile_rows(rows)
+        fours = rows // 4 * 4 if rows > 1 else 0
+        eights = rows // 8 * 8 if vector_registers() >= 32 else 0
         for group in range(start, end):
-            for t in range(0, whole, 4):
-                c0 = splat_f32(np.float32(0.0))
-                c1, c2, c3 = c0, c0, c0
-                for b in range(blocks):
-                    n, at = group * blocks + b, t * blocks + 4 * b
-                    s0, s1, s2, s3 = dots(codes, n, x, 32 * at)
-                    weights = load(codes, scales, n)
-                    c0 = add_block(c0, s0, weights, x_scales, x_sums, at)
-                    c1 = add_block(c1, s1, weights, x_scales, x_sums, at + 1)
-                    c2 = add_block(c2, s2, weights, x_scales, x_sums, at + 2)
-                    c3 = add_block(c3, s3, weights, x_scales, x_sums, at + 3)
-                finish(out, t * stride + 8 * group, c0, bias, 8 * group, add)
-                finish(out, (t + 1) * stride + 8 * group, c1, bias, 8 * group, add)
-                finish(out, (t + 2) * stride + 8 * group, c2, bias, 8 * group, add)
-                finish(out, (t + 3) * stride + 8 * group, c3, bias, 8 * group, add)
-            for t in range(whole, rows):
-                first = tiled_block(t, 0, blocks, rows)
-                c = splat_f32(np.float32(0.0))
-                for b in range(blocks):
-                    n, at = group * blocks + b, first + b * tile
-                    for line in range(0, code_bytes, 64):
-                        prefetch(codes, n * code_bytes + line + AHEAD)
-                    c = add_block(c, dot(codes, n, x, 32 * at), load(codes, scales, n), x_scales, x_sums, at)
-                finish(out, t * stride + 8 * group, c, bias, 8 * group, add)
+            for t in range(0, eights, 8):
+                i, at = t * stride + 8 * group, t * blocks
+                eight(out, i, stride, x, x_scales, x_sums, at, 4, 4 * blocks, codes, scales, bias, group, blocks, add)
+            for t in range(eights, fours, 4):
+                i, at = t * stride + 8 * group, t * blocks
+                four(out, i, stride, x, x_scales, x_sums, at, 4, 0, codes, scales, bias, group, blocks, add)
+            for t in range(fours, rows):
+                i, at = t * stride + 8 * group, tiled_block(t, 0, blocks, rows)
+                one(out, i, stride, x, x_scales, x_sums, at, step, 0, codes, scales, bias, group, blocks, add)
 
     return _named(name, matmul)
 

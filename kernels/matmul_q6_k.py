@@ -2,14 +2,14 @@
 
     weight = d * sub_scale * (code - 32)
     term   = (d * x_scale) * S
-         S = sub_scale[0] * (dot[0] - 32 * sum[0]) + sub_scale[1] * (dot[1] - 32 * sum[1])      (int32, exact)
+         S = sub_scale[0] * dot[0] + sub_scale[1] * dot[1]         dot[h] = sum over half h of the 32 of (code - 32) * x
 
-dot[h] and sum[h] are the sums of products and of activations in half h of the 32.
+all exact in int32. Processors without signed products form the sum of code * x, and subtract 32 times the sum of x.
 
 Packed, for 8 outputs x 256 k: eight blocks of 6-bit codes of `kernels/codes.py`, then for each of them 8 sub-scales of its
 first half and 8 of its second, + 128 in one byte each; 8 half floats: d.
 
-Bound: a half's dot - 32 * sum is at most 16 * 32 * 127 = 65024 (its parts at most 16 * 63 * 127 = 128016 and 65024), and S
+Bound: a half's dot is at most 16 * 32 * 127 = 65024 (the sum of code * x 16 * 63 * 127 = 128016), and S
 2 * 128 * 65024 = 16646144, still exact in float32.
 
 The Q6_K format: ggml.
@@ -17,7 +17,8 @@ The Q6_K format: ggml.
 
 import numpy as np
 
-from kernels.codes import byte, code6, dot6, dots6, put_code6, put_half
+from kernels.codes import byte, code6, products6, put_code6, put_half
+from kernels.dot import centred
 from kernels.matmul_blocks import block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -35,7 +36,7 @@ from kernels.simd import (
     widen_f16,
 )
 from kernels.terms import halves as read_halves
-from kernels.types import F16, F32, I8, I32, U8, F32x8, Float, I32x8, Int
+from kernels.types import F16, F32, I32, U8, F32x8, Float, I32x8, Int
 
 BLOCK_BYTES = 210  # in the file: 128 bytes of nibbles, 64 of bit pairs, 16 sub-scales, d
 RECORD = 8 * (192 + 16)
@@ -54,16 +55,9 @@ def load(codes: U8, scales: F16, n: Int) -> Weights:
 
 
 @subroutine
-def dot(codes: U8, n: Int, x: I8, k: Int) -> Halves:
-    """The products of block n's halves with one row."""
-    return dot6(codes, RECORD * (n // 8) + 192 * (n % 8), x, k)
-
-
-@subroutine
-def dots(codes: U8, n: Int, x: I8, k: Int) -> tuple[Halves, Halves, Halves, Halves]:
-    """The same for four rows."""
-    (a, b, c, d), (e, f, g, h) = dots6(codes, RECORD * (n // 8) + 192 * (n % 8), x, k)
-    return (a, e), (b, f), (c, g), (d, h)
+def start(n: Int) -> Int:
+    """Where the codes of block n begin."""
+    return RECORD * (n // 8) + 192 * (n % 8)
 
 
 @subroutine
@@ -71,8 +65,7 @@ def add(acc: F32x8, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32
     """acc plus one block's term."""
     first, second, scale = weights
     both, half = broadcast_times(x_sums, 2 * at, 32), broadcast_times(x_sums, 2 * at + 1, 32)
-    s0 = sub_i32(halves[0], half)
-    s1 = sub_i32(halves[1], sub_i32(both, half))
+    s0, s1 = centred(halves[0], half), centred(halves[1], sub_i32(both, half))
     s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
     return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
 
@@ -100,7 +93,7 @@ def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
     return np.float32(sub_scale * (code6(codes, i + 192 * j, r, k) - 32)) * widen_f16(scales[n // 8 * 8 + r])
 
 
-Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, load, dot, dots, add, put, element)
+Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, products6, start, load, add, put, element)
 matmul_q6_k, pack_q6_k, embed_q6_k = Q6_K.matmul, Q6_K.pack, Q6_K.embed
 
 

@@ -138,6 +138,12 @@ def prefetch(p: U8, i: Int) -> None:
     """Ask for the cache line of p[i], which may lie beyond the end; changes nothing."""
 
 
+@operation
+def vector_registers() -> Int:
+    """How many vectors the processor can hold, 16 or 32: a constant, by which kernels choose how many rows to take."""
+    return 32
+
+
 # ---- floats ----
 
 

@@ -11,8 +11,8 @@ same integers and the same float32 steps, `truth` is float64 without rounding.
 
 import numpy as np
 
-from kernels.codes import Coding, Sums4, byte, put_half
-from kernels.dot import signed_sums
+from kernels.codes import Coding, byte, put_half
+from kernels.dot import centred
 from kernels.matmul_blocks import Format, Subroutine, block_format
 from kernels.registry import subroutine
 from kernels.simd import (
@@ -27,7 +27,7 @@ from kernels.simd import (
     to_f32,
     widen_f16,
 )
-from kernels.types import F16, F32, I8, I32, U8, F32x8, Float, I32x8, Int, Int32
+from kernels.types import F16, F32, I32, U8, F32x8, Float, I32x8, Int, Int32
 
 
 @subroutine
@@ -72,19 +72,14 @@ def add_sub_scaled(
     return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
 
 
-def _simple_dots(coding: Coding) -> tuple[Subroutine, Subroutine]:
-    """The products of formats whose blocks of codes lie one behind the other."""
-    size, one_row, four_rows = coding.bytes, coding.dot, coding.dots
+def _start(size: int) -> Subroutine:
+    """Blocks of codes lie one behind the other."""
 
     @subroutine
-    def dot(codes: U8, n: Int, x: I8, k: Int) -> I32x8:
-        return one_row(codes, size * n, x, k)
+    def start(n: Int) -> Int:
+        return size * n
 
-    @subroutine
-    def dots(codes: U8, n: Int, x: I8, k: Int) -> Sums4:
-        return four_rows(codes, size * n, x, k)
-
-    return dot, dots
+    return start
 
 
 def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Subroutine) -> Format:
@@ -102,15 +97,14 @@ def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Su
 
     @subroutine
     def add_signed(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        return add_scaled(acc, signed_sums(s, x_sums, 2 * at), scale, x_scales, at)
+        return add_scaled(acc, centred(s, broadcast_times(x_sums, 2 * at, 128)), scale, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         return np.float32(code(codes, size * n, r, k) - zero) * widen_f16(scales[8 * n + r])
 
-    return block_format(
-        name, 32, file_bytes, size, 8, load, *_simple_dots(coding), add_signed if coding.signed else add, put, element
-    )
+    kind = add_signed if coding.signed else add
+    return block_format(name, 32, file_bytes, size, 8, coding.products, _start(size), load, kind, put, element)
 
 
 def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
@@ -132,7 +126,7 @@ def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) 
         product = np.float32(code(codes, size * n, r, k)) * widen_f16(scales[16 * n + r])
         return product + widen_f16(scales[16 * n + 8 + r])
 
-    return block_format(name, 32, file_bytes, size, 16, load, *_simple_dots(coding), add, put, element)
+    return block_format(name, 32, file_bytes, size, 16, coding.products, _start(size), load, add, put, element)
 
 
 def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
@@ -142,7 +136,7 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
     then for each of them 8 sub-scales and 8 sub-minima.
     """
     Weights = tuple[I32x8, I32x8, F32x8, F32x8]
-    code, size, one_row, four_rows = coding.code, coding.bytes, coding.dot, coding.dots
+    code, size = coding.code, coding.bytes
     record = 8 * (size + 16)
 
     @subroutine
@@ -157,12 +151,8 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         )
 
     @subroutine
-    def dot(codes: U8, n: Int, x: I8, k: Int) -> I32x8:
-        return one_row(codes, record * (n // 8) + size * (n % 8), x, k)
-
-    @subroutine
-    def dots(codes: U8, n: Int, x: I8, k: Int) -> Sums4:
-        return four_rows(codes, record * (n // 8) + size * (n % 8), x, k)
+    def start(n: Int) -> Int:
+        return record * (n // 8) + size * (n % 8)
 
     @subroutine
     def add(acc: F32x8, s: I32x8, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
@@ -177,7 +167,7 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         minimum = np.float32(codes[subs + 8]) * widen_f16(scales[16 * i + 8 + r])
         return product * widen_f16(scales[16 * i + r]) + minimum
 
-    return block_format(name, 256, file_bytes, size + 16, 2, load, dot, dots, add, put, element)
+    return block_format(name, 256, file_bytes, size + 16, 2, coding.products, start, load, add, put, element)
 
 
 @subroutine

@@ -14,6 +14,8 @@ from kernels import dot, machine, simd
 from kernels.compiler import call
 from kernels.dot import (
     bit_pairs,
+    centred,
+    dot_i6,
     dot_i8,
     dot_u4,
     dot_u8,
@@ -23,7 +25,6 @@ from kernels.dot import (
     or_u8,
     pair_sums,
     quad_sums,
-    signed_sums,
     single_bits,
     zero_pair_sums,
     zero_quad_sums,
@@ -129,7 +130,18 @@ def integers(rank: Int, size: Int, run: I64, out: I32, real: F32, a: I32, b: I32
 
 
 def octets(
-    rank: Int, size: Int, run: I64, out: U8, sums: I32, centred: I32, signed: I8, u: U8, s: I8, totals: I32, n: Int
+    rank: Int,
+    size: Int,
+    run: I64,
+    out: U8,
+    sums: I32,
+    signed6: I32,
+    signed8: I32,
+    signed: I8,
+    u: U8,
+    s: I8,
+    totals: I32,
+    n: Int,
 ) -> None:
     for i in range(0, n, 32):
         o = i * RESULTS
@@ -158,10 +170,12 @@ def octets(
         store_i32x8(sums, i + 16, add_i32(pair_sums(four), pair_sums(six)))
         store_i32x8(sums, i + 24, quad_sums(eight))
         store_i8x8(signed, i // 4, load_i8x8(s, i + 8))
-        four_each = splat_i32(np.int32(0))
-        for _ in range(8):
-            four_each = dot_i8(four_each, v, broadcast_i8x4(s, i))
-        store_i32x8(centred, i // 4, signed_sums(four_each, totals, i // 32))
+        six, eight_each = zero_pair_sums(), splat_i32(np.int32(0))
+        for _ in range(4):
+            six = dot_i6(six, or_u8(low_nibbles(v), bit_pairs(v, 2)), broadcast_i8x4(s, i))
+            eight_each = dot_i8(dot_i8(eight_each, v, broadcast_i8x4(s, i)), v, broadcast_i8x4(s, i))
+        store_i32x8(signed6, i // 4, centred(pair_sums(six), broadcast_times(totals, i // 32, 16)))
+        store_i32x8(signed8, i // 4, centred(eight_each, broadcast_times(totals, i // 32, 128)))
 
 
 KERNELS = {
@@ -235,7 +249,8 @@ def operands(name: str) -> dict[str, np.ndarray | int]:
     return {
         "out": out,
         "sums": sums,
-        "centred": np.zeros(n // 4, np.int32),
+        "signed6": np.zeros(n // 4, np.int32),
+        "signed8": np.zeros(n // 4, np.int32),
         "signed": signed,
         "u": u,
         "s": s,
@@ -248,7 +263,7 @@ OUTPUTS = {
     "floats": ["out"],
     "halves": ["out", "narrow"],
     "integers": ["out", "real"],
-    "octets": ["out", "sums", "centred", "signed"],
+    "octets": ["out", "sums", "signed6", "signed8", "signed"],
 }
 
 
@@ -279,7 +294,7 @@ def test_compiled_equals_twin(name: str) -> None:
 def test_every_operation_is_tested() -> None:
     used = set().union(*(body.body.__code__.co_names for body in KERNELS.values()))
     here = {name for name, f in operations.items() if inspect.getmodule(f) in (simd, dot)}
-    assert here - used == set()
+    assert here - used == {"vector_registers"}  # which is what it is for each processor
     assert {inspect.getmodule(f) for f in operations.values()} <= {simd, dot, machine}
 
 

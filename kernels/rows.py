@@ -1,0 +1,280 @@
+"""One, four or eight rows of activations against the same weights: sums for all of them, as subroutines that read the same.
+
+Four rows lie side by side (`kernels/quantize.py`), so that of a vector of codes, unpacked once, four products are formed:
+
+    x[k]      row 0: 32 activations of a block | row 1 | row 2 | row 3
+
+and eight rows are two such tiles, `apart` blocks from each other. More rows: fewer instructions for each product and more
+independent sums, which hide the latency of the products, as far as there are registers to hold them. A single row has two
+sums that take turns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.dot import dot_i6, dot_i8, dot_u4, pair_sums, zero_pair_sums
+from kernels.epilogue import finish
+from kernels.registry import subroutine
+from kernels.simd import add_i32, broadcast_i8x4, splat_f32, splat_i32
+from kernels.types import F32, I8, I32, F32x8, I32x8, Int, PairSums, U8x32
+
+Subroutine = Callable[..., Any]
+BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of codes and activations: how a sum of it begins, grows and ends, and its type meanwhile."""
+
+    zero: Subroutine
+    dot: Subroutine
+    total: Subroutine
+    Partial: Any
+
+
+@subroutine
+def zero_sums() -> I32x8:
+    """An empty sum for `dot_i8`."""
+    return splat_i32(np.int32(0))
+
+
+@subroutine
+def as_it_is(s: I32x8) -> I32x8:
+    """s."""
+    return s
+
+
+UNSIGNED = Product(zero_pair_sums, dot_u4, pair_sums, PairSums)
+SIGNED6 = Product(zero_pair_sums, dot_i6, pair_sums, PairSums)
+SIGNED8 = Product(zero_sums, dot_i8, as_it_is, I32x8)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The sums of one product for some rows: how they begin, grow by one vector of codes, and end as `Sums`."""
+
+    zero: Subroutine  # () -> partial sums
+    add: Subroutine  # (partial sums, codes, x, k, apart) -> partial sums
+    total: Subroutine  # (partial sums) -> Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """So many rows at a time.
+
+    Attributes:
+        Sums: The type of one I32x8 for each row.
+        running: A product -> its running sums.
+        plus: (Sums, Sums) -> Sums.
+        pairs: The type of a pair of I32x8 for each row, and the subroutine that makes it of two Sums.
+        zero: () -> one float sum for each row.
+        terms: (a format's `add`, the types of its sums and weights) -> the same for all rows at once.
+        finish: Stores the float sums.
+    """
+
+    count: int
+    Sums: Any
+    running: Callable[[Product], Running]
+    plus: Subroutine
+    pairs: tuple[Any, Subroutine]
+    zero: Subroutine
+    terms: Callable[[Subroutine, Any, Any], Subroutine]
+    finish: Subroutine
+
+
+def _one() -> Rows:
+    def running(product: Product) -> Running:
+        begin, dot, end = product.zero, product.dot, product.total
+        Partial = tuple[product.Partial, product.Partial]
+
+        @subroutine
+        def zero() -> Partial:
+            return begin(), begin()
+
+        @subroutine
+        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+            a, b = sums
+            return b, dot(a, w, broadcast_i8x4(x, k))
+
+        @subroutine
+        def total(sums: Partial) -> I32x8:
+            a, b = sums
+            return add_i32(end(a), end(b))
+
+        return Running(zero, add, total)
+
+    @subroutine
+    def pairs(s: I32x8, t: I32x8) -> tuple[I32x8, I32x8]:
+        return s, t
+
+    @subroutine
+    def zero() -> F32x8:
+        return splat_f32(np.float32(0.0))
+
+    def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
+        @subroutine
+        def term(acc: F32x8, s: Sum, weights: Weights, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> F32x8:
+            return add(acc, s, weights, x_scales, x_sums, at)
+
+        return term
+
+    @subroutine
+    def store(out: F32, i: Int, stride: Int, acc: F32x8, bias: F32, n: Int, add: Int) -> None:
+        finish(out, i, acc, bias, n, add)
+
+    return Rows(1, I32x8, running, add_i32, (tuple[I32x8, I32x8], pairs), zero, terms, store)
+
+
+def _four() -> Rows:
+    Sums, Floats = tuple[I32x8, I32x8, I32x8, I32x8], tuple[F32x8, F32x8, F32x8, F32x8]
+    Pair = tuple[I32x8, I32x8]
+    Pairs = tuple[Pair, Pair, Pair, Pair]
+
+    def running(product: Product) -> Running:
+        begin, dot, end, P = product.zero, product.dot, product.total, product.Partial
+        Partial = tuple[P, P, P, P]
+
+        @subroutine
+        def zero() -> Partial:
+            return begin(), begin(), begin(), begin()
+
+        @subroutine
+        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+            a, b, c, d = sums
+            return (
+                dot(a, w, broadcast_i8x4(x, k)),
+                dot(b, w, broadcast_i8x4(x, k + BLOCK)),
+                dot(c, w, broadcast_i8x4(x, k + 2 * BLOCK)),
+                dot(d, w, broadcast_i8x4(x, k + 3 * BLOCK)),
+            )
+
+        @subroutine
+        def total(sums: Partial) -> Sums:
+            a, b, c, d = sums
+            return end(a), end(b), end(c), end(d)
+
+        return Running(zero, add, total)
+
+    @subroutine
+    def plus(s: Sums, t: Sums) -> Sums:
+        (a, b, c, d), (e, f, g, h) = s, t
+        return add_i32(a, e), add_i32(b, f), add_i32(c, g), add_i32(d, h)
+
+    @subroutine
+    def pairs(s: Sums, t: Sums) -> Pairs:
+        (a, b, c, d), (e, f, g, h) = s, t
+        return (a, e), (b, f), (c, g), (d, h)
+
+    @subroutine
+    def zero() -> Floats:
+        z = splat_f32(np.float32(0.0))
+        return z, z, z, z
+
+    def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
+        @subroutine
+        def term(
+            acc: Floats,
+            s: tuple[Sum, Sum, Sum, Sum],
+            weights: Weights,
+            x_scales: F32,
+            x_sums: I32,
+            at: Int,
+            apart: Int,
+        ) -> Floats:
+            (a, b, c, d), (e, f, g, h) = acc, s
+            return (
+                add(a, e, weights, x_scales, x_sums, at),
+                add(b, f, weights, x_scales, x_sums, at + 1),
+                add(c, g, weights, x_scales, x_sums, at + 2),
+                add(d, h, weights, x_scales, x_sums, at + 3),
+            )
+
+        return term
+
+    @subroutine
+    def store(out: F32, i: Int, stride: Int, acc: Floats, bias: F32, n: Int, add: Int) -> None:
+        a, b, c, d = acc
+        finish(out, i, a, bias, n, add)
+        finish(out, i + stride, b, bias, n, add)
+        finish(out, i + 2 * stride, c, bias, n, add)
+        finish(out, i + 3 * stride, d, bias, n, add)
+
+    return Rows(4, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+
+
+def _twice(rows: Rows) -> Rows:
+    """Two tiles of the same kind."""
+    half, plus_half, (PairsHalf, pairs_half), zero_half = rows.Sums, rows.plus, rows.pairs, rows.zero
+    count, store_half = rows.count, rows.finish
+    Sums, Pairs = tuple[half, half], tuple[PairsHalf, PairsHalf]
+    FloatsHalf = zero_half.__annotations__["return"]
+    Floats = tuple[FloatsHalf, FloatsHalf]
+
+    def running(product: Product) -> Running:
+        part = rows.running(product)
+        begin, grow, end = part.zero, part.add, part.total
+        PartialHalf = begin.__annotations__["return"]
+        Partial = tuple[PartialHalf, PartialHalf]
+
+        @subroutine
+        def zero() -> Partial:
+            return begin(), begin()
+
+        @subroutine
+        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+            s, t = sums
+            return grow(s, w, x, k, apart), grow(t, w, x, k + BLOCK * apart, apart)
+
+        @subroutine
+        def total(sums: Partial) -> Sums:
+            s, t = sums
+            return end(s), end(t)
+
+        return Running(zero, add, total)
+
+    @subroutine
+    def plus(s: Sums, t: Sums) -> Sums:
+        return plus_half(s[0], t[0]), plus_half(s[1], t[1])
+
+    @subroutine
+    def pairs(s: Sums, t: Sums) -> Pairs:
+        return pairs_half(s[0], t[0]), pairs_half(s[1], t[1])
+
+    @subroutine
+    def zero() -> Floats:
+        return zero_half(), zero_half()
+
+    def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
+        term_half = rows.terms(add, Sum, Weights)
+        SumsHalf = term_half.__annotations__["s"]
+
+        @subroutine
+        def term(
+            acc: Floats,
+            s: tuple[SumsHalf, SumsHalf],
+            weights: Weights,
+            x_scales: F32,
+            x_sums: I32,
+            at: Int,
+            apart: Int,
+        ) -> Floats:
+            return (
+                term_half(acc[0], s[0], weights, x_scales, x_sums, at, apart),
+                term_half(acc[1], s[1], weights, x_scales, x_sums, at + apart, apart),
+            )
+
+        return term
+
+    @subroutine
+    def store(out: F32, i: Int, stride: Int, acc: Floats, bias: F32, n: Int, add: Int) -> None:
+        store_half(out, i, stride, acc[0], bias, n, add)
+        store_half(out, i + count * stride, stride, acc[1], bias, n, add)
+
+    return Rows(2 * count, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+
+
+ONE, FOUR = _one(), _four()
+EIGHT = _twice(FOUR)
