@@ -38,7 +38,8 @@ def test_file_is_small() -> None:
 def test_engine_computes_the_training_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is as near to the training forward as that is to itself with products added in float64.
 
-    Any other order of adding moves an int8 code by one now and then, and the layers after it spread that: about 3e-5 nats.
+    Any other order of adding moves an int8 code by one now and then, and the layers after it spread that. It stays below
+    what rounding the activations does itself (both about 1e-4 nats).
     """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
     pytest.importorskip("gguf")
@@ -53,22 +54,24 @@ def test_engine_computes_the_training_forward_pass(monkeypatch: pytest.MonkeyPat
 
     model, llm = read_gguf(STORY), engine.load(STORY)
 
-    def trained(ids: list[int]) -> np.ndarray:
+    def trained(ids: list[int], mode: str = "int8") -> np.ndarray:
         with torch.no_grad():
-            return model(torch.tensor([ids]), "int8")[0].numpy()
+            return model(torch.tensor([ids]), mode)[0].numpy()
 
-    floor, ours, conversations = [], [], []
+    conversations = []
     for seed, prompt in enumerate(PROMPTS):
         ids = llm.generate(prompt, max_tokens=150, temperature=0.8, seed=seed, ignore_eos=True).ids
         conversations.append(llm.tokenize(prompt) + ids)
     straight = [trained(ids) for ids in conversations]
+    unrounded = [mean_divergence(logits, trained(ids, "float32")) for ids, logits in zip(conversations, straight)]
+    ours = [mean_divergence(logits, llm.logits(ids)) for ids, logits in zip(conversations, straight)]
     monkeypatch.setattr(models.training.model, "Product", WideProduct)
-    for ids, logits in zip(conversations, straight):
-        floor.append(mean_divergence(logits, trained(ids)))
-        ours.append(mean_divergence(logits, llm.logits(ids)))
-    assert np.mean(ours) < 2 * np.mean(floor) < 2e-4, (
-        f"engine {np.mean(ours):.2e}, float64 products {np.mean(floor):.2e}"
+    wide = [mean_divergence(logits, trained(ids)) for ids, logits in zip(conversations, straight)]
+    found = (
+        f"engine {np.mean(ours):.2e}, float64 products {np.mean(wide):.2e}, float activations {np.mean(unrounded):.2e}"
     )
+    assert np.mean(ours) < 2 * np.mean(wide), found
+    assert np.mean(ours) < np.mean(unrounded), found
 
 
 @pytest.mark.long
