@@ -10,7 +10,6 @@ computed again, which changes no byte, since no result depends on how a prompt i
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,11 @@ import numpy as np
 
 import models.pretrained
 from engine import kernel_cache
-from engine.errors import ContextError, FileError, OptionError
+from engine.errors import ContextError, EngineError, FileError, OptionError
 from engine.integer_loader import load_integer
 from engine.integer_sampling import INTEGER_SAMPLING_KERNELS, IntegerSampling
 from engine.loader import Loaded, load_gguf
+from engine.queueing import Queue
 from engine.results import Generation, Piece, Score, Timings
 from engine.sampling import SAMPLING_KERNELS, Sampling
 from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options, whole
@@ -64,7 +64,7 @@ class LLM:
         self._score_table = np.concatenate([loaded.table, self._sampling.scoring.table()])
         self._held: list[int] = []
         self.last: tuple[str, Timings] | None = None
-        self._lock = threading.RLock()
+        self._queue = Queue()
 
     # ---- text and ids ----
 
@@ -106,11 +106,13 @@ class LLM:
         ids = self._checked(ids)
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
         size = self._logits.shape[0]
-        with self._lock:
+        with self._queue.turn():
+            self._run[STOP] = 0
             self._held = []
             for start in range(0, len(ids), size):
                 part = ids[start : start + size]
                 self._forward(part, start, len(part), self._loaded.table)
+                self._check_whole()
                 out[start : start + len(part)] = self._logits[: len(part), : self.config.vocab_size]
         if self._loaded.logit_bits is not None:
             out *= np.float32(2.0**-self._loaded.logit_bits)
@@ -121,15 +123,21 @@ class LLM:
         ids = self._ids(text)
         logprobs: list[float] = []
         size = self._logits.shape[0]
-        with self._lock:
+        with self._queue.turn():
+            self._run[STOP] = 0
             self._held = []
             for start in range(0, len(ids) - 1, size):
                 following = ids[start + 1 : start + 1 + size]
                 self._sampling.want(following)
                 self._forward(ids[start : start + len(following)], start, len(following), self._score_table)
+                self._check_whole()
                 logprobs += self._sampling.scores(len(following))
         mean = math.fsum(logprobs) / len(logprobs) if logprobs else math.nan
         return Score(ids, logprobs, math.exp(-mean) if logprobs else math.nan)
+
+    def _check_whole(self) -> None:
+        if self._run[STOP]:
+            raise EngineError(f"{self.name}: cancelled before all tokens were computed; call again")
 
     def _forward(self, ids: list[int], position: int, wanted: int, table: np.ndarray) -> None:
         """One run: ids at position, position + 1, ...; the logits of the last `wanted` of them come to lie in `_logits`."""
@@ -139,8 +147,8 @@ class LLM:
         rows[:wanted, LOGIT_ROW] = range(count - wanted, count)
         self._run[ROWS], self._run[LOGIT_ROWS] = count, wanted
         del self._held[position:]
-        self._loaded.team.run(table)
-        self._held += ids
+        if self._loaded.team.run(table):
+            self._held += ids
 
     # ---- generation ----
 
@@ -187,7 +195,10 @@ class LLM:
         return pieces()
 
     def cancel(self) -> None:
-        """End the generation that is running, from another thread; it finishes as `cancelled`."""
+        """End the generation that is running, from another thread; it finishes as `cancelled`.
+
+        Logits and scores that are being computed are then not complete, and their callers get an EngineError.
+        """
         self._run[STOP] = 1
 
     def _stream(self, prompt: str | Sequence[int], progress: Progress | None = None, **options: Any) -> Any:
@@ -199,7 +210,7 @@ class LLM:
     ) -> Any:
         """Yield pieces; the value of the generator is (finish reason, timings, the text that was held back)."""
         prompt_tokens = len(ids)
-        with self._lock:
+        with self._queue.turn() as turn:
             self._run[STOP] = 0
             begin = time.perf_counter()
             self._sampling.begin(sampling)
@@ -208,8 +219,8 @@ class LLM:
             prefilled = time.perf_counter()
             text = TextStream(length.stop)
             at_start = all(id_ == self.tokenizer.bos_id for id_ in ids)
-            reason = "length"
-            while len(ids) - prompt_tokens < length.max_tokens:
+            reason = "cancelled" if self._run[STOP] else "length"
+            while len(ids) - prompt_tokens < length.max_tokens and reason == "length":
                 id_, logp = self._sampling.chosen
                 ids.append(id_)
                 if id_ in self.tokenizer.end_ids and not length.ignore_eos:
@@ -222,16 +233,17 @@ class LLM:
                 if text.stopped:
                     reason = "stop"
                     break
-                if len(ids) - prompt_tokens == length.max_tokens:
-                    break
-                if len(ids) > self.context:
-                    reason = "context"
-                    break
-                self._sampling.prepare(ids)
-                self._forward(ids[-1:], len(ids) - 1, 1, self._sample_table)
-                if self._run[STOP]:
+                if not self._queue.is_on(turn):  # the caller began something else with this model in between
                     reason = "cancelled"
+                elif len(ids) - prompt_tokens == length.max_tokens:
                     break
+                elif len(ids) > self.context:
+                    reason = "context"
+                else:
+                    self._sampling.prepare(ids)
+                    self._forward(ids[-1:], len(ids) - 1, 1, self._sample_table)
+                    if self._run[STOP]:
+                        reason = "cancelled"
             decoded = time.perf_counter()
             timings = Timings(
                 prompt_tokens=prompt_tokens,
@@ -258,6 +270,8 @@ class LLM:
                 self._forward(part, start, 0, self._loaded.table)
             else:
                 self._forward(part, start, 1, self._sample_table)
+            if self._run[STOP]:
+                break
             if progress:
                 progress(start + len(part), len(ids))
         return same
@@ -323,7 +337,9 @@ def load(
     kernel_cache.use(None if cache is None else Path(cache))
     if integer_only:
         kernels = list(INTEGER_SAMPLING_KERNELS)
-        return LLM(load_integer(path, threads or default_threads(), context, chunk, kernels, calibration), os.fspath(path))
+        return LLM(
+            load_integer(path, threads or default_threads(), context, chunk, kernels, calibration), os.fspath(path)
+        )
     if calibration is not None:
         raise OptionError("calibration: a text is given, but the model is not loaded with integer_only=True; add that")
     loaded = load_gguf(path, threads or default_threads(), context, chunk, list(SAMPLING_KERNELS))

@@ -123,6 +123,25 @@ def test_closing_a_stream_lets_the_next_caller_in(llm: engine.LLM) -> None:
     assert len(done) == 3
 
 
+def test_a_stream_gives_way_to_what_its_own_thread_begins(llm: engine.LLM) -> None:
+    expected = llm.generate([1, 65], max_tokens=8, ignore_eos=True).ids
+    stream = llm.stream(PROMPT, max_tokens=100, ignore_eos=True)
+    next(stream)
+    assert llm.generate([1, 65], max_tokens=8, ignore_eos=True).ids == expected
+    assert len([piece for piece in stream if piece.id >= 0]) <= 1
+    assert llm.last is not None and llm.last[0] == "cancelled"
+    assert llm.generate([1, 65], max_tokens=8, ignore_eos=True).ids == expected
+
+
+def test_a_cancelled_prompt_is_not_taken_for_computed(llm: engine.LLM) -> None:
+    prompt = [1, *range(40, 140)]
+    expected = llm.generate(prompt, max_tokens=5, ignore_eos=True).ids
+    with engine.load(llm.name, threads=2, chunk=16) as small:
+        cancelled = small.generate(prompt, max_tokens=5, ignore_eos=True, progress=lambda done, total: small.cancel())
+        assert cancelled.finish_reason == "cancelled" and cancelled.ids == []
+        assert small.generate(prompt, max_tokens=5, ignore_eos=True).ids == expected
+
+
 def test_cancel_from_another_thread(llm: engine.LLM) -> None:
     stream = llm.stream(PROMPT, max_tokens=100, ignore_eos=True)
     next(stream)
