@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels.dot import bit_pairs, high_nibbles, low_nibbles, or_u8, single_bits
-from kernels.registry import subroutine
+from kernels.registry import subroutine, typed
 from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows, Subroutine
 from kernels.simd import load_u8x32
 from kernels.types import F16, I8, U8, Int
@@ -35,7 +35,8 @@ def products4(rows: Rows) -> Subroutine:
     zero, add, total = running.zero, running.add, running.total
 
     @subroutine
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+    @typed(result=rows.Sums)
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
         s = zero()
         for j in range(4):
             v = load_u8x32(p, i + 32 * j)
@@ -52,7 +53,8 @@ def products5(rows: Rows) -> Subroutine:
     zero, add, total = running.zero, running.add, running.total
 
     @subroutine
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+    @typed(result=rows.Sums)
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
         fifth = load_u8x32(p, i + 128)
         s = zero()
         for j in range(4):
@@ -73,7 +75,8 @@ def products6(rows: Rows) -> Subroutine:
     zero, add, total = running.zero, running.add, running.total
 
     @subroutine
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Pairs:
+    @typed(result=Pairs)
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
         two_bits = load_u8x32(p, i + 128)
         s = zero()
         for j in range(4):
@@ -96,7 +99,8 @@ def products8(rows: Rows) -> Subroutine:
     zero, add, total = running.zero, running.add, running.total
 
     @subroutine
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> rows.Sums:
+    @typed(result=rows.Sums)
+    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
         s = zero()
         for j in range(8):
             s = add(s, load_u8x32(p, i + 32 * j), x, k + 4 * j, apart)

@@ -14,17 +14,11 @@ import numpy as np
 
 from kernels.epilogue import finish
 from kernels.quantize import share
-from kernels.registry import Kernel, kernel, subroutine
+from kernels.registry import Kernel, kernel, subroutine, typed
 from kernels.simd import fma, load_bf16x8, load_f16x8, load_f32x8, splat_f32, widen_bf16, widen_f16
 from kernels.types import F16, F32, I64, Float, Int
 
 Subroutine = Callable[..., Any]
-
-
-def _retyped(body: Callable[..., None], Weights: Any, *names: str) -> Callable[..., None]:
-    """Say which type the weights have, where one source serves several."""
-    body.__annotations__.update(dict.fromkeys(names, Weights))
-    return body
 
 
 def _kernel(name: str, body: Callable[..., None]) -> Kernel:
@@ -33,6 +27,8 @@ def _kernel(name: str, body: Callable[..., None]) -> Kernel:
 
 
 def _matmul(name: str, load: Subroutine, Weights: Any) -> Kernel:
+    @subroutine
+    @typed(weights=Weights)
     def two_by_four(
         out: F32,
         o: Int,
@@ -66,6 +62,8 @@ def _matmul(name: str, load: Subroutine, Weights: Any) -> Kernel:
         finish(out, o + 3 * stride, a3, bias, n, add)
         finish(out, o + 3 * stride + 8, b3, bias, n + 8, add)
 
+    @subroutine
+    @typed(weights=Weights)
     def four_by_one(
         out: F32, o: Int, x: F32, i: Int, weights: Any, group: Int, bias: F32, columns: Int, add: Int
     ) -> None:
@@ -83,9 +81,7 @@ def _matmul(name: str, load: Subroutine, Weights: Any) -> Kernel:
         finish(out, o + 16, c, bias, n + 16, add)
         finish(out, o + 24, d, bias, n + 24, add)
 
-    subroutine(_retyped(two_by_four, Weights, "weights"))
-    subroutine(_retyped(four_by_one, Weights, "weights"))
-
+    @typed(weights=Weights)
     def matmul(
         rank: Int,
         size: Int,
@@ -124,10 +120,11 @@ def _matmul(name: str, load: Subroutine, Weights: Any) -> Kernel:
                     c = fma(load(weights, 8 * (columns * group + k)), splat_f32(x[i + k]), c)
                 finish(out, o + 8 * group, c, bias, 8 * group, add)
 
-    return _kernel(name, _retyped(matmul, Weights, "weights"))
+    return _kernel(name, matmul)
 
 
 def _pack(name: str, Weights: Any) -> Kernel:
+    @typed(weights=Weights, source=Weights)
     def pack(rank: Int, size: Int, run: I64, weights: Any, source: Any, rows: Int, columns: Int) -> None:
         """Repack a file's tensor of (rows, columns); outputs beyond the last row become 0."""
         start, end = share((rows + 7) // 8, rank, size)
@@ -137,10 +134,11 @@ def _pack(name: str, Weights: Any) -> Kernel:
                 for k in range(columns):
                     weights[8 * (group * columns + k) + r] = source[row * columns + k] if row < rows else 0
 
-    return _kernel(name, _retyped(pack, Weights, "weights", "source"))
+    return _kernel(name, pack)
 
 
 def _embed(name: str, widen: Subroutine, Weights: Any) -> Kernel:
+    @typed(weights=Weights)
     def embed(rank: Int, size: Int, run: I64, out: F32, weights: Any, columns: Int, stride: Int) -> None:
         """out[t] = the weight row of row t's token, widened."""
         start, end = share(run[0] * columns, rank, size)
@@ -150,7 +148,7 @@ def _embed(name: str, widen: Subroutine, Weights: Any) -> Kernel:
             token = run[8 + 4 * t]
             out[t * stride + k] = widen(weights, 8 * (token // 8 * columns + k) + token % 8)
 
-    return _kernel(name, _retyped(embed, Weights, "weights"))
+    return _kernel(name, embed)
 
 
 @subroutine

@@ -65,6 +65,16 @@ def subroutine(function: Function) -> Function:
     return function
 
 
+def typed(**types: Any) -> Callable[[Function], Function]:
+    """Say what `Any` stands for in a function's annotations, where one source serves several types; `result`: its return."""
+
+    def annotate(function: Function) -> Function:
+        function.__annotations__.update({"return" if name == "result" else name: t for name, t in types.items()})
+        return function
+
+    return annotate
+
+
 def operation(function: Function) -> Function:
     """Register a function of the vocabulary: its body is the twin in NumPy, `kernels/lower_*.py` hold its machine forms."""
     operations[function.__name__] = function

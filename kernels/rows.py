@@ -17,7 +17,7 @@ import numpy as np
 
 from kernels.dot import dot_i6, dot_i8, dot_u4, pair_sums, zero_pair_sums
 from kernels.epilogue import finish
-from kernels.registry import subroutine
+from kernels.registry import subroutine, typed
 from kernels.simd import add_i32, broadcast_i8x4, splat_f32, splat_i32
 from kernels.types import F32, I8, I32, F32x8, I32x8, Int, PairSums, U8x32
 
@@ -33,6 +33,11 @@ class Product:
     dot: Subroutine
     total: Subroutine
     Partial: Any
+
+
+def several(count: int, type_: Any) -> Any:
+    """The type of a tuple of so many of a type."""
+    return tuple[(type_,) * count]
 
 
 @subroutine
@@ -88,19 +93,22 @@ class Rows:
 def _one() -> Rows:
     def running(product: Product) -> Running:
         begin, dot, end = product.zero, product.dot, product.total
-        Partial = tuple[product.Partial, product.Partial]
+        Partial = several(2, product.Partial)
 
         @subroutine
-        def zero() -> Partial:
+        @typed(result=Partial)
+        def zero() -> Any:
             return begin(), begin()
 
         @subroutine
-        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+        @typed(sums=Partial, result=Partial)
+        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
             a, b = sums
             return b, dot(a, w, broadcast_i8x4(x, k))
 
         @subroutine
-        def total(sums: Partial) -> I32x8:
+        @typed(sums=Partial)
+        def total(sums: Any) -> I32x8:
             a, b = sums
             return add_i32(end(a), end(b))
 
@@ -116,7 +124,8 @@ def _one() -> Rows:
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
         @subroutine
-        def term(acc: F32x8, s: Sum, weights: Weights, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> F32x8:
+        @typed(s=Sum, weights=Weights)
+        def term(acc: F32x8, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> F32x8:
             return add(acc, s, weights, x_scales, x_sums, at)
 
         return term
@@ -125,24 +134,25 @@ def _one() -> Rows:
     def store(out: F32, i: Int, stride: Int, acc: F32x8, bias: F32, n: Int, add: Int) -> None:
         finish(out, i, acc, bias, n, add)
 
-    return Rows(1, I32x8, running, add_i32, (tuple[I32x8, I32x8], pairs), zero, terms, store)
+    return Rows(1, I32x8, running, add_i32, (several(2, I32x8), pairs), zero, terms, store)
 
 
 def _four() -> Rows:
-    Sums, Floats = tuple[I32x8, I32x8, I32x8, I32x8], tuple[F32x8, F32x8, F32x8, F32x8]
-    Pair = tuple[I32x8, I32x8]
-    Pairs = tuple[Pair, Pair, Pair, Pair]
+    Sums, Floats = several(4, I32x8), several(4, F32x8)
+    Pairs = several(4, several(2, I32x8))
 
     def running(product: Product) -> Running:
-        begin, dot, end, P = product.zero, product.dot, product.total, product.Partial
-        Partial = tuple[P, P, P, P]
+        begin, dot, end = product.zero, product.dot, product.total
+        Partial = several(4, product.Partial)
 
         @subroutine
-        def zero() -> Partial:
+        @typed(result=Partial)
+        def zero() -> Any:
             return begin(), begin(), begin(), begin()
 
         @subroutine
-        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+        @typed(sums=Partial, result=Partial)
+        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
             a, b, c, d = sums
             return (
                 dot(a, w, broadcast_i8x4(x, k)),
@@ -152,38 +162,43 @@ def _four() -> Rows:
             )
 
         @subroutine
-        def total(sums: Partial) -> Sums:
+        @typed(sums=Partial, result=Sums)
+        def total(sums: Any) -> Any:
             a, b, c, d = sums
             return end(a), end(b), end(c), end(d)
 
         return Running(zero, add, total)
 
     @subroutine
-    def plus(s: Sums, t: Sums) -> Sums:
+    @typed(s=Sums, t=Sums, result=Sums)
+    def plus(s: Any, t: Any) -> Any:
         (a, b, c, d), (e, f, g, h) = s, t
         return add_i32(a, e), add_i32(b, f), add_i32(c, g), add_i32(d, h)
 
     @subroutine
-    def pairs(s: Sums, t: Sums) -> Pairs:
+    @typed(s=Sums, t=Sums, result=Pairs)
+    def pairs(s: Any, t: Any) -> Any:
         (a, b, c, d), (e, f, g, h) = s, t
         return (a, e), (b, f), (c, g), (d, h)
 
     @subroutine
-    def zero() -> Floats:
+    @typed(result=Floats)
+    def zero() -> Any:
         z = splat_f32(np.float32(0.0))
         return z, z, z, z
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
         @subroutine
+        @typed(acc=Floats, s=several(4, Sum), weights=Weights, result=Floats)
         def term(
-            acc: Floats,
-            s: tuple[Sum, Sum, Sum, Sum],
-            weights: Weights,
+            acc: Any,
+            s: Any,
+            weights: Any,
             x_scales: F32,
             x_sums: I32,
             at: Int,
             apart: Int,
-        ) -> Floats:
+        ) -> Any:
             (a, b, c, d), (e, f, g, h) = acc, s
             return (
                 add(a, e, weights, x_scales, x_sums, at),
@@ -195,7 +210,8 @@ def _four() -> Rows:
         return term
 
     @subroutine
-    def store(out: F32, i: Int, stride: Int, acc: Floats, bias: F32, n: Int, add: Int) -> None:
+    @typed(acc=Floats)
+    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int) -> None:
         a, b, c, d = acc
         finish(out, i, a, bias, n, add)
         finish(out, i + stride, b, bias, n, add)
@@ -209,42 +225,48 @@ def _twice(rows: Rows) -> Rows:
     """Two tiles of the same kind."""
     half, plus_half, (PairsHalf, pairs_half), zero_half = rows.Sums, rows.plus, rows.pairs, rows.zero
     count, store_half = rows.count, rows.finish
-    Sums, Pairs = tuple[half, half], tuple[PairsHalf, PairsHalf]
+    Sums, Pairs = several(2, half), several(2, PairsHalf)
     FloatsHalf = zero_half.__annotations__["return"]
-    Floats = tuple[FloatsHalf, FloatsHalf]
+    Floats = several(2, FloatsHalf)
 
     def running(product: Product) -> Running:
         part = rows.running(product)
         begin, grow, end = part.zero, part.add, part.total
         PartialHalf = begin.__annotations__["return"]
-        Partial = tuple[PartialHalf, PartialHalf]
+        Partial = several(2, PartialHalf)
 
         @subroutine
-        def zero() -> Partial:
+        @typed(result=Partial)
+        def zero() -> Any:
             return begin(), begin()
 
         @subroutine
-        def add(sums: Partial, w: U8x32, x: I8, k: Int, apart: Int) -> Partial:
+        @typed(sums=Partial, result=Partial)
+        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
             s, t = sums
             return grow(s, w, x, k, apart), grow(t, w, x, k + BLOCK * apart, apart)
 
         @subroutine
-        def total(sums: Partial) -> Sums:
+        @typed(sums=Partial, result=Sums)
+        def total(sums: Any) -> Any:
             s, t = sums
             return end(s), end(t)
 
         return Running(zero, add, total)
 
     @subroutine
-    def plus(s: Sums, t: Sums) -> Sums:
+    @typed(s=Sums, t=Sums, result=Sums)
+    def plus(s: Any, t: Any) -> Any:
         return plus_half(s[0], t[0]), plus_half(s[1], t[1])
 
     @subroutine
-    def pairs(s: Sums, t: Sums) -> Pairs:
+    @typed(s=Sums, t=Sums, result=Pairs)
+    def pairs(s: Any, t: Any) -> Any:
         return pairs_half(s[0], t[0]), pairs_half(s[1], t[1])
 
     @subroutine
-    def zero() -> Floats:
+    @typed(result=Floats)
+    def zero() -> Any:
         return zero_half(), zero_half()
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
@@ -252,15 +274,16 @@ def _twice(rows: Rows) -> Rows:
         SumsHalf = term_half.__annotations__["s"]
 
         @subroutine
+        @typed(acc=Floats, s=several(2, SumsHalf), weights=Weights, result=Floats)
         def term(
-            acc: Floats,
-            s: tuple[SumsHalf, SumsHalf],
-            weights: Weights,
+            acc: Any,
+            s: Any,
+            weights: Any,
             x_scales: F32,
             x_sums: I32,
             at: Int,
             apart: Int,
-        ) -> Floats:
+        ) -> Any:
             return (
                 term_half(acc[0], s[0], weights, x_scales, x_sums, at, apart),
                 term_half(acc[1], s[1], weights, x_scales, x_sums, at + apart, apart),
@@ -269,7 +292,8 @@ def _twice(rows: Rows) -> Rows:
         return term
 
     @subroutine
-    def store(out: F32, i: Int, stride: Int, acc: Floats, bias: F32, n: Int, add: Int) -> None:
+    @typed(acc=Floats)
+    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int) -> None:
         store_half(out, i, stride, acc[0], bias, n, add)
         store_half(out, i + count * stride, stride, acc[1], bias, n, add)
 
