@@ -37,7 +37,7 @@ class Product:
 
 def several(count: int, type_: Any) -> Any:
     """The type of a tuple of so many of a type."""
-    return tuple[(type_,) * count]
+    return tuple.__class_getitem__((type_,) * count)
 
 
 @subroutine
