@@ -12,6 +12,7 @@ from kernels.rope_table import rope_tables
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, TOKEN, WIDTH
 from models.architectures import ARCHITECTURES
 from models.calibration import ObservedForward, Ranges, observe
+from models.weights import Weights
 
 WINDOW = 256
 MOST_TOKENS = 8192
@@ -47,13 +48,18 @@ def calibration_windows(loaded: Loaded, text: str) -> list[list[int]]:
     return [start + ids[i : i + step] for i in range(0, len(ids), step)] or [start]
 
 
+def rope_divisors(loaded: Loaded) -> np.ndarray | None:
+    """The divisors of a float model's rotary frequencies, where it has them: (rope_dims / 2,) float32."""
+    assert isinstance(loaded.weights, Weights)
+    found = loaded.weights.rope_divisors
+    return None if found is None else found[: loaded.config.rope_dims // 2].copy()
+
+
 def observe_ranges(loaded: Loaded, windows: list[list[int]]) -> Ranges:
     """The largest size of each channel of each activation, over all windows."""
     config, limits = loaded.config, loaded.state.limits
-    divisors = loaded.weights.rope_divisors  # type: ignore[union-attr]
-    if divisors is not None:
-        divisors = divisors[: config.rope_dims // 2]
-    cos, sin = rope_tables(limits.context, config.rope_dims, config.rope_base, divisors)
+    assert isinstance(loaded.weights, Weights)
+    cos, sin = rope_tables(limits.context, config.rope_dims, config.rope_base, rope_divisors(loaded))
     forward = ObservedForward(config, loaded.weights, loaded.state, cos, sin)
     ARCHITECTURES[config.architecture](forward)
     prepare(forward.steps.kernels)

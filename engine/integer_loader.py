@@ -9,13 +9,14 @@ import os
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from engine.errors import FileError, OptionError
 from engine.gguf import GGUFFile
 from engine.gguf_types import SUPPORTED
-from engine.integer_calibration import TEXT, calibration_windows, observe_ranges
+from engine.integer_calibration import TEXT, calibration_windows, observe_ranges, rope_divisors
 from engine.kernel_cache import prepare
 from engine.loader import Loaded, checked_context, load_gguf
 from engine.threads import LOOP_KERNELS, Team
@@ -28,6 +29,7 @@ from models.integer_forward import IntegerForward
 from models.integer_scales import Integers
 from models.integer_state import IntegerState
 from models.state import plan
+from models.steps import Steps
 
 
 def load_integer(
@@ -54,9 +56,10 @@ def load_integer(
         if calibration is None:
             sys.stderr.write(f"{os.fspath(path)}: no static scales, calibrating on a short built-in text\n")
         ranges = observe_ranges(floats, calibration_windows(floats, TEXT if calibration is None else calibration))
-        divisors = floats.weights.rope_divisors  # type: ignore[union-attr]
+        divisors = rope_divisors(floats)
     finally:
         floats.team.close()
+    floats = _without_arrays(floats)
     with GGUFFile.open(path) as file:
         types = {name: info.type for name, info in file.tensors.items()}
         limits = plan(config, types, positions, threads, chunk)
@@ -65,8 +68,6 @@ def load_integer(
         except ValueError as error:
             raise FileError(f"{file.path}: integer-only: {error}; load it without integer_only") from None
     state = IntegerState(config, limits)
-    if divisors is not None:
-        divisors = divisors[: config.rope_dims // 2]
     cos, sin = integer_tables(*rope_tables(limits.context, config.rope_dims, config.rope_base, divisors))
     written = IntegerForward(config, weights, state, cos, sin)
     forward(written)
@@ -84,6 +85,12 @@ def load_integer(
         compile_s=compile_s,
         logit_bits=weights.logit_bits,
     )
+
+
+def _without_arrays(floats: Loaded) -> Loaded:
+    """The model without what takes memory, which is let go before the integers are made."""
+    nothing: Any = None
+    return replace(floats, weights=nothing, state=nothing, steps=Steps(), table=np.empty(0, np.int64))
 
 
 def _tensor(file: GGUFFile, name: str) -> np.ndarray:
