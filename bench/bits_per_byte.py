@@ -13,6 +13,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import engine
@@ -35,7 +36,10 @@ def bits_per_byte(llm: engine.LLM, stories: list[str], length: int) -> float:
     stream = [id_ for story in stories for id_ in llm.tokenize(story, bos=True)]
     nats: list[float] = []
     for start in tqdm(range(0, len(stream) - 1, length), unit="window", disable=not sys.stderr.isatty()):
-        nats += [-p for p in llm.score(stream[start : start + length + 1]).logprobs]
+        window = stream[start : start + length + 1]
+        logits = llm.logits(window[:-1]).astype(np.float64)
+        logits -= logits.max(-1, keepdims=True)
+        nats += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), window[1:]]).tolist()
     return math.fsum(nats) / math.log(2) / sum(len(story.encode()) for story in stories)
 
 
@@ -50,7 +54,7 @@ def main() -> int:
     options = parser.parse_args()
     stories, found = read_stories(options.corpus), {}
     for model in options.models:
-        llm = engine.load(model, threads=options.threads, context=options.length + 1)
+        llm = engine.load(model, threads=options.threads, context=options.length)
         found[model] = bits_per_byte(llm, stories, options.length)
         sys.stdout.write(f"{model}: {found[model]:.4f} bits per byte\n")
         sys.stdout.flush()
