@@ -18,7 +18,7 @@ from kernels.block_types import QUANTIZERS
 from models.config import expected_tensors
 from models.quantizers.choice import choose_types, fitting
 from models.quantizers.folding import fold, shared
-from models.quantizers.gptq import against_drift, feedback, gptq, moments_and_drift
+from models.quantizers.gptq import against_drift, feedback, gptq, moments_and_drift, plan
 from models.quantizers.observers import Observer
 from models.quantizers.sensitivity import choose_mixed
 from models.quantizers.transformer import GROUPS, MATRICES, rms_norm, run_layer
@@ -86,7 +86,7 @@ def test_gptq_lowers_the_error_of_products(name: str, order: bool) -> None:
     x += 0.3 * random.standard_normal(x.shape).astype(np.float32)
     moments, drift = moments_and_drift([x], [x])
     assert not drift.any()
-    data, values = gptq(w, moments, quantizer, order)
+    data, values = gptq(w, plan(moments, order), quantizer)
     np.testing.assert_array_equal(gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name]), values)
     plain = quantizer.rounded(w)[1]
     assert np.mean((x @ (values - w).T) ** 2) < 0.6 * np.mean((x @ (plain - w).T) ** 2)

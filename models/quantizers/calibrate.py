@@ -16,7 +16,7 @@ from kernels.block_types import QUANTIZERS
 from kernels.rope_table import rope_tables
 from models.config import ModelConfig, expected_tensors
 from models.quantizers.folding import awq_scale, fold, magnitudes, rounded_with
-from models.quantizers.gptq import against_drift, gptq, moments_and_drift
+from models.quantizers.gptq import against_drift, gptq, moments_and_drift, plan
 from models.quantizers.transformer import GROUPS, Angles, Layer, run_layer
 
 ROWS_AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
@@ -91,11 +91,14 @@ def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray],
         steps = run_layer(model.config, layer, streams, angles)
         for (group, inputs), (_, original_inputs) in zip(steps, reference):
             moments, drift = moments_and_drift(inputs(), original_inputs())
-            for short in group:
+            weights = {short: against_drift(before[short], moments, drift) for short in group}
+            del drift  # as large as the moments; the plan needs the room
+            shared = plan(moments)
+            del moments
+            for short, weight in weights.items():
                 name = f"blk.{i}.{short}.weight"
-                weight = against_drift(before[short], moments, drift)
                 if types[name] in QUANTIZERS:
-                    data, layer[short] = gptq(weight, moments, QUANTIZERS[types[name]])
+                    data, layer[short] = gptq(weight, shared, QUANTIZERS[types[name]])
                 else:
                     data, layer[short] = encode(weight, types[name])
                 emit(name, data)

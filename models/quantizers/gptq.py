@@ -20,11 +20,13 @@ section 3, algorithm 1; the drift: Li et al., "GPTAQ: Efficient Finetuning-Free 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.block_types import Grid, Quantizer
 
+WIDE = 2048
 PANEL = 256  # columns whose errors are passed on to the rest of the matrix together
 DAMP = 0.01  # of the mean of H's diagonal, added to it
 DRIFT = 0.5
@@ -32,22 +34,31 @@ DRIFT_DAMP = 0.03
 
 
 def moments_and_drift(inputs: Iterable[np.ndarray], originals: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """H = X~ X~^T and (X - X~) X~^T, each (K, K) float64, of inputs (T, K) float32 and what they were in the float model."""
-    moments = drift = np.zeros(())
+    """H = X~ X~^T and (X - X~) X~^T, each (K, K), of inputs (T, K) float32 and what they were in the float model.
+
+    In float64, but for more than WIDE columns in float32, to keep memory at some layers' worth.
+    """
+    moments = drift = np.zeros((0, 0))
     for x, original in zip(inputs, originals):
-        moments, drift = moments + (x.T @ x).astype(np.float64), drift + ((original - x).T @ x).astype(np.float64)
+        if not moments.size:
+            dtype = np.float32 if x.shape[1] > WIDE else np.float64
+            moments, drift = np.zeros((x.shape[1],) * 2, dtype), np.zeros((x.shape[1],) * 2, dtype)
+        moments += x.T @ x
+        drift += (original - x).T @ x
     return moments, drift
 
 
 def against_drift(weight: np.ndarray, moments: np.ndarray, drift: np.ndarray) -> np.ndarray:
     """The matrix (N, K) float32 that makes good, halfway, what the inputs have drifted."""
-    damped = moments + np.eye(len(moments)) * max(np.trace(moments) / len(moments) * DRIFT_DAMP, 1e-30)
-    change = np.linalg.solve(damped, drift.T).T * DRIFT
-    return weight + weight @ change.astype(np.float32)
+    damped = moments.copy()
+    np.einsum("ii->i", damped)[:] += max(np.trace(moments) / len(moments) * DRIFT_DAMP, 1e-30)
+    # W D (H + damp)^-1, with D the drift: as wide as W, where D (H + damp)^-1 would be as wide as H
+    change = np.linalg.solve(damped, (weight @ drift.astype(np.float32, copy=False)).T).T
+    return weight + DRIFT * change.astype(np.float32)
 
 
 def feedback(moments: np.ndarray, damp: float = DAMP) -> np.ndarray:
-    """U of above, (K, K) float64, upper triangular; inputs that are always 0 get a row of their own."""
+    """U of above, (K, K) of H's dtype, upper triangular; inputs that are always 0 get a row of their own."""
     h = moments.copy()
     diagonal = np.einsum("ii->i", h)
     diagonal[diagonal <= 0] = 1
@@ -56,39 +67,60 @@ def feedback(moments: np.ndarray, damp: float = DAMP) -> np.ndarray:
         diagonal += mean * damp * (10**attempt if attempt else 1)
         try:
             inverse = np.linalg.inv(np.linalg.cholesky(h))
-            return np.linalg.cholesky(inverse.T @ inverse).T
+            inverse = inverse.T @ inverse
+            return np.linalg.cholesky(inverse).T
         except np.linalg.LinAlgError:
             continue
     raise ValueError("the inputs of a matrix are too large or not finite; the calibration can't use them")
 
 
-def gptq(
-    weight: np.ndarray, moments: np.ndarray, quantizer: Quantizer, order: bool = True, damp: float = DAMP
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all matrices that read the same inputs share.
+
+    Attributes:
+        order: Whether columns come in the order of falling H[k, k].
+        sequence: (K,) the columns in the order in which they are rounded.
+        u: (K, K) float32, U for this order.
+        importance: (K,) float32, 1 / U[k, k]^2 of each column of the matrix, 1 on average.
+    """
+
+    order: bool
+    sequence: np.ndarray
+    u: np.ndarray
+    importance: np.ndarray
+
+
+def plan(moments: np.ndarray, order: bool = True, damp: float = DAMP) -> Plan:
+    """The plan for inputs with the given H, (K, K)."""
+    columns = len(moments)
+    sequence = np.argsort(-np.diag(moments), kind="stable") if order else np.arange(columns)
+    u = feedback(moments[np.ix_(sequence, sequence)] if order else moments, damp)
+    importance = np.empty(columns)
+    importance[sequence] = 1 / np.diag(u).astype(np.float64) ** 2
+    importance = (importance / importance.mean()).astype(np.float32)
+    return Plan(order, sequence, u.astype(np.float32, copy=False), importance)
+
+
+def gptq(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray]:
     """Quantises a matrix with feedback.
 
     Args:
         weight: (N, K) float32, K a multiple of the quantizer's block.
-        moments: (K, K) float64 of `second_moments`.
-        order: Columns in the order of falling H[k, k].
+        given: The plan for its inputs.
 
     Returns:
         The file's bytes, (N, ...) uint8, and the weights that they stand for, (N, K) float32.
     """
     size, (rows, columns) = quantizer.block_size, weight.shape
-    sequence = np.argsort(-np.diag(moments), kind="stable") if order else np.arange(columns)
-    u = feedback(moments[np.ix_(sequence, sequence)], damp)
-    importance = np.empty(columns)
-    importance[sequence] = 1 / np.diag(u) ** 2
-    importance = (importance / importance.mean()).astype(np.float32)
-    u = u.astype(np.float32)
+    sequence, u, importance = given.sequence, given.u, given.importance
     w = np.ascontiguousarray(weight.T[sequence])  # (K, N): a column of the matrix lies together
     grids: list[Grid | None] = [None] * (columns // size)
 
     def fit(block: int, x: np.ndarray) -> Grid:
         return quantizer.fit(np.ascontiguousarray(x), importance[None, block * size : (block + 1) * size])
 
-    if order:
+    if given.order:
         grids = [fit(b, weight[:, b * size : (b + 1) * size]) for b in range(columns // size)]
     codes = np.zeros((columns, rows), np.int32)
     for start in range(0, columns, PANEL):
