@@ -38,9 +38,7 @@ def integer_embed(
 
 
 @kernel
-def integer_add(
-    rank: Int, size: Int, run: I64, x: I32, sums: I32, multipliers: I32, shifts: I32, blocks: Int
-) -> None:
+def integer_add(rank: Int, size: Int, run: I64, x: I32, sums: I32, multipliers: I32, shifts: I32, blocks: Int) -> None:
     """x += the rescaled sums, rows of `blocks` blocks of 32 side by side in both; multipliers and shifts: of each column."""
     start, end = share(run[ROWS] * blocks, rank, size)
     for i in range(start, end):

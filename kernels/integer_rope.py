@@ -109,7 +109,9 @@ def integer_rope_store(
             first = slots[run[FIRST + WIDTH * t + SLOT]] * kv_heads + g * slot_blocks
             place = (first + position // 8) * head_size * 8 + position % 8
             if head < heads + kv_heads:
-                turned(k, at, multipliers, shifts, channel, cos, sin, table, head_size, pairs, spacing, distance, LARGEST)
+                turned(
+                    k, at, multipliers, shifts, channel, cos, sin, table, head_size, pairs, spacing, distance, LARGEST
+                )
                 for d in range(head_size):
                     keys[place + 8 * d] = k[at + d]
             else:

@@ -77,9 +77,7 @@ class IntegerForward:
 
     def add(self, sums: str, ratio: Fixed) -> None:
         """`x` += sums."""
-        self.steps.add(
-            integer_add, x=self._scratch["x"], sums=self._scratch[sums], blocks=self._blocks, **fixed(ratio)
-        )
+        self.steps.add(integer_add, x=self._scratch["x"], sums=self._scratch[sums], blocks=self._blocks, **fixed(ratio))
 
     def rope_and_store(self, layer: IntegerLayer, i: int) -> None:
         """Turn `q` and `k` into codes by their positions; put `k` and `v` into the cache of layer i."""
@@ -150,6 +148,4 @@ class IntegerForward:
     def logits(self) -> None:
         """Turn the sums in `logits` into logits."""
         logits, vocab = self._scratch["logits"], self.config.vocab_size
-        self.steps.add(
-            integer_logits, logits=logits, vocab=vocab, stride=logits.shape[1], **fixed(self.weights.logits)
-        )
+        self.steps.add(integer_logits, logits=logits, vocab=vocab, stride=logits.shape[1], **fixed(self.weights.logits))
