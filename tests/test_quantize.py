@@ -1,6 +1,7 @@
 """The quantising command: files that the `gguf` package and the engine read, what GPTQ is worth, what is refused."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,8 @@ def test_feedback_is_the_factor_of_the_inverse() -> None:
     moments = (x.T @ x).astype(np.float64)
     u = feedback(moments)
     damped = moments.copy()
-    damped[2, 2] = 1
-    damped += np.eye(6) * np.diag(damped).mean() * 0.01
+    damped[2, 2] = np.diag(moments).mean()
+    damped += np.eye(6) * np.diag(moments).mean() * 0.01
     np.testing.assert_allclose(u.T @ u, np.linalg.inv(damped), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(u, np.triu(u))
 
@@ -296,3 +297,26 @@ def test_options_that_do_not_go_together(tmp_path: Path, text: str, capsys: pyte
         assert main([a, out, *options]) == 1
         assert capsys.readouterr().err.count("\n") == 1
     assert not Path(out).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupted_run_leaves_no_file(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    tiny.write(tmp_path / "a.gguf", "llama", "F32", layers=40, hidden=256, ff=512)
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    command = [sys.executable, "-m", "engine.quantize", "a.gguf", "b.gguf", "--method", "gptq", "--text", "text.txt"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+
+    def restore() -> None:  # a shell in the background passes on that SIGINT is to be ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=restore
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.read(1)  # the bar: the output file is open
+        process.send_signal(number)
+        process.stderr.read()
+        assert process.wait() == code
+    if number == signal.SIGINT or hasattr(os, "O_TMPFILE"):
+        assert sorted(os.listdir(tmp_path)) == ["a.gguf", "text.txt"]

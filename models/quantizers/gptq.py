@@ -59,16 +59,17 @@ def against_drift(weight: np.ndarray, moments: np.ndarray, drift: np.ndarray) ->
 
 def feedback(moments: np.ndarray, damp: float = DAMP) -> np.ndarray:
     """U of above, (K, K) of H's dtype, upper triangular; inputs that are always 0 get a row of their own."""
-    h = moments.copy()
-    diagonal = np.einsum("ii->i", h)
-    diagonal[diagonal <= 0] = 1
-    mean = diagonal.mean()
+    mean = max(float(np.mean(np.diag(moments))), 1e-30)
     for attempt in range(8):
-        diagonal += mean * damp * (10**attempt if attempt else 1)
-        try:
-            inverse = np.linalg.inv(np.linalg.cholesky(h))
-            inverse = inverse.T @ inverse
-            return np.linalg.cholesky(inverse).T
+        h = moments.copy()
+        diagonal = np.einsum("ii->i", h)
+        diagonal[diagonal <= 0] = mean
+        diagonal += mean * damp * 10**attempt
+        try:  # one name for all: of the widest matrices each of these is larger than a layer
+            h = np.linalg.cholesky(h)
+            h = np.linalg.inv(h)
+            h = h.T @ h
+            return np.linalg.cholesky(h).T
         except np.linalg.LinAlgError:
             continue
     raise ValueError("the inputs of a matrix are too large or not finite; the calibration can't use them")
