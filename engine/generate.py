@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("prompt", nargs="?", help="the text to continue; - reads it from stdin")
     made.add_argument("--file", metavar="FILE", help="read the text to continue from a file")
     made.add_argument("--model", metavar="FILE", help="a GGUF file (default: the small model that comes along)")
-    made.add_argument("--chat", action="store_true", help="the text is a message: answer it by the model's chat template")
+    made.add_argument(
+        "--chat", action="store_true", help="the text is a message: answer it by the model's chat template"
+    )
     made.add_argument("--context", type=options.whole(1, 1 << 24), metavar="N", help="tokens that the cache holds")
     made.add_argument(
         "--max-tokens", type=options.whole(0, (1 << 31) - 1), default=256, metavar="N", help="default: 256"
@@ -46,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     made.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
+    made.add_argument("--integer-only", action="store_true", help="compute without a single floating-point instruction")
     made.add_argument("--cache", type=Path, metavar="DIR", help="where compiled kernels are kept")
     return made
 
@@ -73,7 +76,9 @@ def _generate(given: argparse.Namespace) -> None:
     generation_options(sampling | length)
     from engine.llm import load
 
-    llm = load(given.model, threads=given.threads, context=given.context, cache=given.cache)
+    llm = load(
+        given.model, threads=given.threads, context=given.context, cache=given.cache, integer_only=given.integer_only
+    )
     progress = _Progress()
     ids = llm.chat_ids([{"role": "user", "content": prompt}]) if given.chat else prompt
     stream = llm.stream(ids, progress=progress, **sampling, **length)

@@ -59,6 +59,24 @@ def test_json_comes_last_and_alone(model: str) -> None:
     assert found["timings"]["generated_tokens"] == 5 and found["seed"] == 1 and found["first_token_s"] > 0
 
 
+def test_integers_alone_from_the_command_line(model: str) -> None:
+    command = (
+        "engine.generate",
+        "--model",
+        model,
+        "--max-tokens",
+        "6",
+        "--ignore-eos",
+        "--seed",
+        "4",
+        "--integer-only",
+        "hello",
+    )
+    first = run(*command)
+    assert first.returncode == 0 and first.stdout.startswith("hello") and "calibrat" in first.stderr
+    assert run(*command, "--threads", "1").stdout == first.stdout
+
+
 def test_prompt_from_stdin_and_from_a_file(model: str, tmp_path: Path) -> None:
     text = tmp_path / "prompt.txt"
     text.write_text("hello there")
