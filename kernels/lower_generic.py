@@ -121,12 +121,15 @@ def store_f16(b: ir.IRBuilder, p: ir.Value, i: ir.Value, x: ir.Value) -> None:
 
 @lower
 def prefetch(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> None:
-    address = b.gep(p, [i])
+    address = b.bitcast(b.gep(p, [i]), i8.as_pointer())
     read, keep, data = (ir.Constant(i32, n) for n in (0, 3, 1))
     function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(
         b.module, ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32]), "llvm.prefetch.p0"
     )
     b.call(function, [address, read, keep, data])
+
+
+generic["prefetch_f16"] = generic["prefetch_f32"] = prefetch
 
 
 @lower

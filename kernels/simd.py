@@ -139,6 +139,16 @@ def prefetch(p: U8, i: Int) -> None:
 
 
 @operation
+def prefetch_f16(p: F16, i: Int) -> None:
+    """Ask for the cache line of p[i], as `prefetch` does."""
+
+
+@operation
+def prefetch_f32(p: F32, i: Int) -> None:
+    """Ask for the cache line of p[i], as `prefetch` does."""
+
+
+@operation
 def vector_registers() -> Int:
     """How many vectors the processor can hold, 16 or 32: a constant, by which kernels choose how many rows to take."""
     return 32

@@ -54,6 +54,7 @@ CASES = [  # kernel, H, G, D, positions, slots of the rows
     (attention_f16, 1, 1, 1, [0], [0]),
     (attention_f16, 7, 1, 10, [40], [1]),
     (attention_f16, 6, 2, 8, [6, 7, 8], [1, 1, 1]),
+    (attention_f16, 6, 1, 3, [139], [0]),  # four heads and two, elements left over, more than one tile
     (attention_f32, 4, 4, 5, [0, 17, 31], [1, 0, 2]),
     (attention_f32, 3, 1, 16, [138], [0]),
 ]

@@ -54,6 +54,8 @@ from kernels.simd import (
     mul_i32,
     power_of_two,
     prefetch,
+    prefetch_f16,
+    prefetch_f32,
     rint_f32,
     splat_f32,
     splat_i32,
@@ -103,6 +105,8 @@ def floats(rank: Int, size: Int, run: I64, out: F32, a: F32, b: F32, c: F32, n: 
 
 def halves(rank: Int, size: Int, run: I64, out: F32, narrow: F16, h: F16, a: F32, n: Int, m: Int) -> None:
     for i in range(0, n, 8):
+        prefetch_f16(h, i + 100000)
+        prefetch_f32(a, i + 100000)
         store_f32x8(out, 4 * i, load_f16x8(h, i))
         store_f32x8(out, 4 * i + 8, load_bf16x8(h, i))
         for r in range(8):
