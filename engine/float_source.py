@@ -28,7 +28,6 @@ class FloatSource:
 
     Attributes:
         keys: The file's keys, in order, as `GGUFWriter` takes them.
-        parameters: Weights in all of its tensors.
     """
 
     path: str

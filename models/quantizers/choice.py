@@ -5,8 +5,6 @@ serves as one, gets six bits or more; with Q4_K the first layers' attn_v is Q5_K
 gives way to the next that do.
 """
 
-from collections.abc import Iterable
-
 from kernels.block_types import QUANTIZERS
 from models.config import ModelConfig, expected_tensors
 
@@ -50,9 +48,3 @@ def choose_types(config: ModelConfig, asked: str, output: str | None = None) -> 
         else:
             types[name] = fitting(asked, shape[1])
     return types
-
-
-def layer_names(config: ModelConfig, layer: int) -> Iterable[str]:
-    """The GGUF names of a layer's tensors."""
-    prefix = f"blk.{layer}."
-    return [name for name in expected_tensors(config) if name.startswith(prefix)]
