@@ -16,8 +16,9 @@ A format is six subroutines, from which the kernels below are made (each is comp
     put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n, all 0 before
     element(codes, scales, n, r, k) -> float                weight k of lane r in block n
 
-Rows are taken four at a time, or eight where there are registers enough (`kernels/rows.py`); then one by one. The packed
-weights of a group stay in the first-level cache for all rows.
+Rows are taken eight at a time where there are registers enough, then four, the last one alone (`kernels/rows.py`). The
+weights of a group are read from memory once and stay in the caches for all its rows; meanwhile those of the next group are
+asked for, a part of them (`pitch` bytes for each block) during each tile of rows.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,9 @@ from kernels.rows import EIGHT, FOUR, ONE, Rows, Subroutine
 from kernels.simd import prefetch, vector_registers
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 
-AHEAD = 1536  # bytes to prefetch ahead of the one-row product
+AHEAD = 1536  # bytes to ask for ahead of the product that reads each weight once
+Activations = tuple[I8, F32, I32]  # codes, scales, sums
+Packed = tuple[U8, F16, F32]  # codes, scales, bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,13 @@ def _named(name: str, body: Callable[..., None]) -> Kernel:
 
 def _tile(
     rows: Rows,
-    ahead: int,
+    lines: int,
     products: Callable[[Rows], Subroutine],
     start: Subroutine,
     load: Subroutine,
     add_block: Subroutine,
 ) -> Subroutine:
-    """8 outputs of some rows, from first block to last; `ahead`: bytes of codes to prefetch for each block."""
+    """8 outputs of some rows, from first block to last; for each block so many cache lines are asked for in advance."""
     dot, zero, finish = products(rows), rows.zero, rows.finish
     _, Sum, Weights, *_ = add_block.__annotations__.values()
     terms = rows.terms(add_block, Sum, Weights)
@@ -108,27 +111,27 @@ def _tile(
         out: F32,
         i: Int,
         stride: Int,
-        x: I8,
-        x_scales: F32,
-        x_sums: I32,
+        activations: Activations,
         first: Int,
         step: Int,
         apart: Int,
-        codes: U8,
-        scales: F16,
-        bias: F32,
+        packed: Packed,
         group: Int,
         blocks: Int,
+        soon: Int,
+        pitch: Int,
         add: Int,
+        count: Int,
     ) -> None:
+        (x, x_scales, x_sums), (codes, scales, bias) = activations, packed
         acc = zero()
         for b in range(blocks):
             n, at = group * blocks + b, first + b * step
-            for line in range(0, ahead, 64):
-                prefetch(codes, n * ahead + line + AHEAD)
+            for line in range(lines):
+                prefetch(codes, soon + b * pitch + 64 * line)
             sums = dot(codes, start(n), x, 32 * at, apart)
             acc = terms(acc, sums, load(codes, scales, n), x_scales, x_sums, at, apart)
-        finish(out, i, stride, acc, bias, 8 * group, add)
+        finish(out, i, stride, acc, bias, 8 * group, add, count)
 
     return tile
 
@@ -141,9 +144,8 @@ def _matmul(
     load: Subroutine,
     add_block: Subroutine,
 ) -> Kernel:
-    one = _tile(ONE, code_bytes, products, start, load, add_block)
-    four = _tile(FOUR, 0, products, start, load, add_block)
-    eight = _tile(EIGHT, 0, products, start, load, add_block)
+    lines = (code_bytes + 63) // 64
+    one, four, eight = (_tile(rows, lines, products, start, load, add_block) for rows in (ONE, FOUR, EIGHT))
 
     def matmul(
         rank: Int,
@@ -165,19 +167,25 @@ def _matmul(
         """out[t, 8 groups] = x[t] @ weights + bias for run[count] rows, `stride` floats apart; added to out where add."""
         rows = run[count]
         start, end = share(groups, rank, size)
-        step = tile_rows(rows)
-        fours = rows // 4 * 4 if rows > 1 else 0
+        xs, ws = (x, x_scales, x_sums), (codes, scales, bias)
         eights = rows // 8 * 8 if vector_registers() >= 32 else 0
+        fours = rows - 1 if rows % 4 == 1 else rows
+        tiles = eights // 8 + (fours - eights + 3) // 4 + rows - fours
+        pitch = code_bytes // tiles if tiles > 0 else 0
         for group in range(start, end):
+            here = group * blocks * code_bytes
+            soon = here + blocks * code_bytes if pitch < code_bytes else here + AHEAD
             for t in range(0, eights, 8):
                 i, at = t * stride + 8 * group, t * blocks
-                eight(out, i, stride, x, x_scales, x_sums, at, 4, 4 * blocks, codes, scales, bias, group, blocks, add)
+                eight(out, i, stride, xs, at, 4, 4 * blocks, ws, group, blocks, soon, pitch, add, 8)
+                soon += blocks * pitch
             for t in range(eights, fours, 4):
                 i, at = t * stride + 8 * group, t * blocks
-                four(out, i, stride, x, x_scales, x_sums, at, 4, 0, codes, scales, bias, group, blocks, add)
+                four(out, i, stride, xs, at, 4, 0, ws, group, blocks, soon, pitch, add, rows - t)
+                soon += blocks * pitch
             for t in range(fours, rows):
                 i, at = t * stride + 8 * group, tiled_block(t, 0, blocks, rows)
-                one(out, i, stride, x, x_scales, x_sums, at, step, 0, codes, scales, bias, group, blocks, add)
+                one(out, i, stride, xs, at, tile_rows(rows), 0, ws, group, blocks, soon, pitch, add, 1)
 
     return _named(name, matmul)
 

@@ -77,7 +77,7 @@ class Rows:
         pairs: The type of a pair of I32x8 for each row, and the subroutine that makes it of two Sums.
         zero: () -> one float sum for each row.
         terms: (a format's `add`, the types of its sums and weights) -> the same for all rows at once.
-        finish: Stores the float sums.
+        finish: Stores the float sums of the first `count` rows.
     """
 
     count: int
@@ -131,7 +131,7 @@ def _one() -> Rows:
         return term
 
     @subroutine
-    def store(out: F32, i: Int, stride: Int, acc: F32x8, bias: F32, n: Int, add: Int) -> None:
+    def store(out: F32, i: Int, stride: Int, acc: F32x8, bias: F32, n: Int, add: Int, count: Int) -> None:
         finish(out, i, acc, bias, n, add)
 
     return Rows(1, I32x8, running, add_i32, (several(2, I32x8), pairs), zero, terms, store)
@@ -211,12 +211,15 @@ def _four() -> Rows:
 
     @subroutine
     @typed(acc=Floats)
-    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int) -> None:
+    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int, count: Int) -> None:
         a, b, c, d = acc
         finish(out, i, a, bias, n, add)
-        finish(out, i + stride, b, bias, n, add)
-        finish(out, i + 2 * stride, c, bias, n, add)
-        finish(out, i + 3 * stride, d, bias, n, add)
+        if count > 1:
+            finish(out, i + stride, b, bias, n, add)
+        if count > 2:
+            finish(out, i + 2 * stride, c, bias, n, add)
+        if count > 3:
+            finish(out, i + 3 * stride, d, bias, n, add)
 
     return Rows(4, Sums, running, plus, (Pairs, pairs), zero, terms, store)
 
@@ -224,7 +227,7 @@ def _four() -> Rows:
 def _twice(rows: Rows) -> Rows:
     """Two tiles of the same kind."""
     half, plus_half, (PairsHalf, pairs_half), zero_half = rows.Sums, rows.plus, rows.pairs, rows.zero
-    count, store_half = rows.count, rows.finish
+    half_count, store_half = rows.count, rows.finish
     Sums, Pairs = several(2, half), several(2, PairsHalf)
     FloatsHalf = zero_half.__annotations__["return"]
     Floats = several(2, FloatsHalf)
@@ -293,11 +296,11 @@ def _twice(rows: Rows) -> Rows:
 
     @subroutine
     @typed(acc=Floats)
-    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int) -> None:
-        store_half(out, i, stride, acc[0], bias, n, add)
-        store_half(out, i + count * stride, stride, acc[1], bias, n, add)
+    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int, count: Int) -> None:
+        store_half(out, i, stride, acc[0], bias, n, add, half_count)
+        store_half(out, i + half_count * stride, stride, acc[1], bias, n, add, count - half_count)
 
-    return Rows(2 * count, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+    return Rows(2 * half_count, Sums, running, plus, (Pairs, pairs), zero, terms, store)
 
 
 ONE, FOUR = _one(), _four()

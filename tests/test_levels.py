@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import level_results
@@ -79,6 +80,12 @@ def test_every_level_gives_the_same_bits(name: str, processes: dict[str, subproc
 # ---- instructions ----
 
 
+@cache
+def code(kernel: Kernel, level: str) -> str:
+    assert TARGETS[level].level == level
+    return assembly(kernel, TARGETS[level])
+
+
 @pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(
     ("level", "has", "lacks"),
@@ -90,10 +97,23 @@ def test_every_level_gives_the_same_bits(name: str, processes: dict[str, subproc
     ],
 )
 def test_products_use_the_instructions_of_each_level(kernel: Kernel, level: str, has: str, lacks: str) -> None:
-    assert TARGETS[level].level == level
-    text = assembly(kernel, TARGETS[level])
+    text = code(kernel, level)
     assert re.search(has, text)
     assert not re.search(lacks, text)
+
+
+@pytest.mark.parametrize("level", ["vnni", "avx2", "neon"])
+@pytest.mark.parametrize("kernel", PRODUCTS[:2], ids=lambda kernel: kernel.name)
+def test_inner_loops_keep_their_values_in_registers(kernel: Kernel, level: str) -> None:
+    """In the loop with the most products, no vector goes to the stack and back."""
+    product = {"vnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon": "sdot"}[level]
+    loops = re.split(r"^\.LBB\S+:", code(kernel, level), flags=re.M)
+    inner = max(loops, key=lambda loop: loop.count(product))
+    assert inner.count(product) >= 32
+    spills = [
+        line for line in inner.splitlines() if re.search(r"\(%rsp\).*%[xyz]mm|%[xyz]mm.*\(%rsp\)|\tq\d+.*\[sp", line)
+    ]
+    assert not spills
 
 
 # ---- what a kernel may not do ----

@@ -309,6 +309,18 @@ def test_count_chooses_which_rows_are_meant() -> None:
     same_bits(product(FORMATS["Q4_0"], arrays, x, 20, invoke=logits), product(FORMATS["Q4_0"], arrays, x, 20))
 
 
+def test_no_rows_is_no_work() -> None:
+    source, x, _ = case("Q4_0", (20, 2, 7))
+    arrays = packed(FORMATS["Q4_0"], source)
+    for invoke in (call, twin):
+
+        def nothing(kernel, run, rank, size, invoke=invoke, **operands) -> None:
+            run[LOGIT_ROWS] = 0
+            invoke(kernel, run, rank, size, **operands | {"count": LOGIT_ROWS})
+
+        assert (product(FORMATS["Q4_0"], arrays, x, 20, invoke=nothing) == 0).all()
+
+
 # ---- floats ----
 
 FLOATS = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
