@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import truth
 
 from engine.errors import OptionError
 from engine.evaluate import evaluate, log_softmax, main, sizes
 from engine.float_source import float_source
 from engine.quantize import main as quantize
-from tests import tiny, truth
 
 TEXT = "the wind was in the trees\n<|endoftext|>\nand the house was still. " * 6
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tiny
 
 from engine import atomic_file as atomic_module
 from engine.atomic_file import atomic_file
 from engine.errors import FileError
 from engine.gguf import GGUFFile
 from engine.gguf_writer import GGUFWriter, NewTensor
-from tests import tiny
 
 KEYS = {
     "general.architecture": ("string", "llama"),

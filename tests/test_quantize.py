@@ -9,6 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tiny
+import truth
 
 from engine.errors import FileError
 from engine.float_source import float_source
@@ -23,7 +25,6 @@ from models.quantizers.gptq import against_drift, feedback, gptq, moments_and_dr
 from models.quantizers.observers import Observer
 from models.quantizers.sensitivity import choose_mixed
 from models.quantizers.transformer import GROUPS, MATRICES, rms_norm, run_layer
-from tests import tiny, truth
 
 TEXT = "the wind was in the trees and the house was still. " * 400
 

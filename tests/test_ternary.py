@@ -3,11 +3,11 @@
 import gguf
 import numpy as np
 import pytest
+from test_matmul import looked_up, packed, product, same_bits, twin
 
 from kernels import matmul_tq1_0, matmul_tq2_0
 from kernels.quantize import quantize_exact
 from kernels.terms import scaled_exact, scaled_truth
-from tests.test_matmul import looked_up, packed, product, same_bits, twin
 
 MODULES = {"TQ1_0": matmul_tq1_0, "TQ2_0": matmul_tq2_0}
 # as in test_matmul.py: weights 0, 1, n / 2 and n - 1, their sum, and the sum of (e + 1) w[e]
