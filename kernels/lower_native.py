@@ -2,7 +2,7 @@
 
 AVX2     pmaddubsw adds two products in 16 bits; pmaddwd widens to 32. Exact inside the bounds that `dot.py` states.
          An unsigned byte is cut in two nibbles, whose sums stand side by side: QuadSums is 32 x int16.
-VNNI     vpdpbusd adds four products to an int32, exact for all bytes.
+VNNI     vpdpbusd adds four products to an int32, exact for all bytes; with 32 registers (AVX-512) or 16 (AVX-VNNI).
 NEON     sdot does the same for signed bytes; w - 128 and a correction of 128 * sum(a) make it serve unsigned ones.
 """
 
@@ -39,6 +39,8 @@ def lowerings(target: Target) -> dict[str, Lowering]:
         found |= _half_floats | _x86 | (_vnni if target.vnni else _avx2)
         if target.has("avx512vl"):
             found["vector_registers"] = lambda b: ir.Constant(i64, 32)
+        elif target.vnni:
+            found |= dict.fromkeys(("dot_u4", "dot_i6", "dot_i8"), _vpdpbusd_in_order)
     elif target.neon_dot:
         found |= _half_floats | _neon
     return found
@@ -160,6 +162,10 @@ _avx2: dict[str, Lowering] = {
 
 def _vpdpbusd(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     return call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8, sums, w, a)
+
+
+def _vpdpbusd_in_order(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    return _in_order(b, _vpdpbusd(b, sums, w, a))
 
 
 _vnni: dict[str, Lowering] = {

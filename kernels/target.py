@@ -37,8 +37,8 @@ class Target:
 
     @property
     def vnni(self) -> bool:
-        """Whether `vpdpbusd` is there on 32-byte vectors."""
-        return self.avx2 and self.has("avx512vnni", "avx512vl")
+        """Whether `vpdpbusd` is there on 32-byte vectors: with AVX-512, or without (Intel since 2021, AMD since 2024)."""
+        return self.avx2 and (self.has("avx512vnni", "avx512vl") or self.has("avxvnni"))
 
     @property
     def neon_dot(self) -> bool:
