@@ -16,6 +16,7 @@ In int32 the sum of a block is at most 32 * 63 * 127 = 256032, for 8 bits 32 * 2
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows, Subroutine
 from kernels.simd import load_u8x32
 from kernels.types import F16, I8, U8, Int
 
-# ---- products of the 32 codes packed at p[i] with some rows of activations from x[k] ----
+# ---- products of the 32 codes packed at p[i] with some rows of activations from x[k]; made once for all formats ----
 
 
+@cache
 def products4(rows: Rows) -> Subroutine:
     """4-bit codes."""
     running = rows.running(UNSIGNED)
@@ -47,6 +49,7 @@ def products4(rows: Rows) -> Subroutine:
     return dot
 
 
+@cache
 def products5(rows: Rows) -> Subroutine:
     """5-bit codes."""
     running, plus = rows.running(UNSIGNED), rows.plus
@@ -69,6 +72,7 @@ def products5(rows: Rows) -> Subroutine:
     return dot
 
 
+@cache
 def products6(rows: Rows) -> Subroutine:
     """6-bit codes, less 32 once `centred` has seen the sums: a pair of sums for each row, of 16 codes each."""
     running, (Pairs, pairs) = rows.running(SIGNED6), rows.pairs
@@ -93,6 +97,7 @@ def products6(rows: Rows) -> Subroutine:
     return dot
 
 
+@cache
 def products8(rows: Rows) -> Subroutine:
     """8-bit codes, less 128 once `centred` has seen the sums."""
     running = rows.running(SIGNED8)

@@ -11,6 +11,7 @@ sums that take turns.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Rows:
 
     Attributes:
         Sums: The type of one I32x8 for each row.
-        running: A product -> its running sums.
+        running: A product -> its running sums, made once, so that kernels share what is compiled.
         plus: (Sums, Sums) -> Sums.
         pairs: The type of a pair of I32x8 for each row, and the subroutine that makes it of two Sums.
         zero: () -> one float sum for each row.
@@ -91,6 +92,7 @@ class Rows:
 
 
 def _one() -> Rows:
+    @cache
     def running(product: Product) -> Running:
         begin, dot, end = product.zero, product.dot, product.total
         Partial = several(2, product.Partial)
@@ -141,6 +143,7 @@ def _four() -> Rows:
     Sums, Floats = several(4, I32x8), several(4, F32x8)
     Pairs = several(4, several(2, I32x8))
 
+    @cache
     def running(product: Product) -> Running:
         begin, dot, end = product.zero, product.dot, product.total
         Partial = several(4, product.Partial)
@@ -232,6 +235,7 @@ def _twice(rows: Rows) -> Rows:
     FloatsHalf = zero_half.__annotations__["return"]
     Floats = several(2, FloatsHalf)
 
+    @cache
     def running(product: Product) -> Running:
         part = rows.running(product)
         begin, grow, end = part.zero, part.add, part.total
