@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import test_integer_kernels
 import test_matmul
+import test_matmul_float
 import test_requantize
 import test_simd
 
@@ -15,7 +16,9 @@ from kernels.target import host
 
 def results() -> dict[str, np.ndarray]:
     """Every matrix product, requantisation, the integer-only kernels."""
-    return test_matmul.results() | test_requantize.results() | test_integer_kernels.results()
+    return (
+        test_matmul.results() | test_matmul_float.results() | test_requantize.results() | test_integer_kernels.results()
+    )
 
 
 def vocabulary() -> dict[str, np.ndarray]:
