@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 Copies = tuple[tuple[float, int], ...]
-COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 1))
+COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 0))
 """Upper bound of the simplicity score, and how often such a story is used in one round."""
-DECAY_COPIES: Copies = ((1.8, 3), (2.4, 1), (float("inf"), 0))
+DECAY_COPIES: Copies = ((1.8, 1), (float("inf"), 0))
 """The same while the learning rate falls: what is learned last shows most, and the model should write plainly."""
 
 
