@@ -11,10 +11,10 @@ import numpy as np
 
 from engine.errors import FileError
 from engine.escape import escape, listed
-from engine.gguf import GGUFFile
 from engine.gguf_config import read_config
 from engine.gguf_types import SUPPORTED
 from engine.gguf_writer import Key
+from engine.open_model import open_model
 from engine.tokenizer import Tokenizer
 from models.config import ModelConfig
 from models.quantizers.calibrate import Model
@@ -43,13 +43,12 @@ class FloatSource:
 
 @contextmanager
 def float_source(path: str | os.PathLike[str]) -> Iterator[FloatSource]:
-    """Opens a float GGUF file; raises FileError where a matrix is quantised already, or a weight is NaN or infinite."""
+    """Opens a float GGUF file, or a Hugging Face folder.
+
+    Raises FileError where it can't be read, where a matrix is quantised already, or a weight is NaN or infinite.
+    """
     name = os.fspath(path)
-    if os.path.isdir(name):
-        raise FileError(
-            f"{escape(name, 300)}: is a directory; Hugging Face folders are not read yet, convert it to a float GGUF file"
-        )
-    with GGUFFile.open(name) as file:
+    with open_model(name) as file:
         config = read_config(file)
         coded = [f"{t.name} {t.type}" for t in file.tensors.values() if SUPPORTED[t.type].quantised]
         if coded:
@@ -70,11 +69,10 @@ def float_source(path: str | os.PathLike[str]) -> Iterator[FloatSource]:
                     f"{escape(name, 300)}: tensor '{escape(tensor)}': holds NaN or infinity; convert it again"
                 )
             values = SUPPORTED[info.type].dequantize(raw.reshape(-1))
+            file.release(tensor)
             return values.reshape(len(raw), *info.shape[1:])
 
         def read(tensor: str) -> np.ndarray:
-            values = rows(tensor, slice(None))
-            file.release(tensor)
-            return values
+            return rows(tensor, slice(None))
 
         yield FloatSource(name, Model(config, read, rows), tokenizer, keys)

@@ -22,6 +22,7 @@ from engine.errors import EngineError
 from engine.escape import escape
 from engine.gguf import GGUFFile, Value
 from engine.gguf_config import read_config
+from engine.open_model import open_model
 from models.config import LIMITS, ModelConfig
 from models.state import cache_shapes, plan, scratch_shapes, shapes_bytes
 from models.weights import weight_bytes
@@ -86,7 +87,7 @@ def summary(file: GGUFFile, context: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     made = options.parser("inspect", "What is in a model file, and the memory that it will take. Reads no weights.")
-    made.add_argument("file", metavar="FILE", help="a GGUF file")
+    made.add_argument("file", metavar="FILE", help="a GGUF file, or a Hugging Face folder")
     made.add_argument(
         "--context",
         type=options.whole(1, LIMITS["context_length"][1]),
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    with GGUFFile.open(given.file) as file:
+    with open_model(given.file) as file:
         found = summary(file, given.context)
     if given.json:
         options.write_json(found)
@@ -125,7 +126,7 @@ def _number(value: Any) -> Any:
 def _report(found: Mapping[str, Any]) -> str:
     """The text for people: no control character of the file gets through."""
     lines = [
-        f"{escape(os.path.basename(found['file']), 300)}: GGUF version {found['version']}, {found['bytes']:,} bytes, "
+        f"{escape(os.path.basename(found['file']), 300)}: {_form(found)}, {found['bytes']:,} bytes, "
         f"{found['parameters']:,} parameters",
         "",
         f"{len(found['metadata'])} keys",
@@ -152,6 +153,10 @@ def _report(found: Mapping[str, Any]) -> str:
     lines += ["", f"memory with a context of {found['context']} tokens, of {found['model']['context_length']} trained"]
     lines += _table([[name, f"{size / 2**20:,.1f} MiB"] for name, size in found["memory"].items()], "<>")
     return "\n".join([*lines, ""])
+
+
+def _form(found: Mapping[str, Any]) -> str:
+    return "Hugging Face folder" if os.path.isdir(found["file"]) else f"GGUF version {found['version']}"
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""From a GGUF file to what runs: configuration, tokeniser, packed weights, cache, scratch and the table of steps.
+"""From a GGUF file, or a Hugging Face folder, to what runs: configuration, tokeniser, packed weights, cache, scratch and
+the table of steps.
 
 All that can be wrong with a file is found before a kernel is compiled. The weights are then repacked by all threads, one
 tensor after another, and the file's pages are let go as soon as they are used, so that the file and the weights are never
@@ -17,6 +18,7 @@ from engine.gguf import GGUFFile
 from engine.gguf_config import read_config
 from engine.gguf_types import SUPPORTED
 from engine.kernel_cache import prepare
+from engine.open_model import open_model
 from engine.threads import LOOP_KERNELS, Team
 from engine.tokenizer import Tokenizer
 from kernels.registry import Kernel
@@ -71,7 +73,7 @@ def load_gguf(
         OptionError: for a context that the model can't have.
     """
     begin = time.perf_counter()
-    with GGUFFile.open(path) as file:
+    with open_model(path) as file:
         config = read_config(file)
         template = file.string("tokenizer.chat_template", "")
         tokenizer = Tokenizer.from_gguf(file.metadata, config.vocab_size, file.path)

@@ -1,7 +1,8 @@
 """python -m engine.quantize IN OUT --type Q4_0 --method gptq --text FILE: a float model to a quantised one.
 
-    IN    a float GGUF file (F32, F16, BF16)
-    OUT   a GGUF file in one of the block types; or, with `--activations static`, our INT8 form: NAME.safetensors, NAME.json
+    IN    a float GGUF file, or a Hugging Face folder (F32, F16, BF16)
+    OUT   a GGUF file in one of the block types, or in a float type (`--type F16`); or, with `--activations static`, our
+          INT8 form: NAME.safetensors, NAME.json
 
     --method round       each block's scale by a search for the least squared error; needs no text
     --method gptq        rounding with feedback (models/quantizers/gptq.py), on the inputs that a text gives
@@ -23,13 +24,14 @@ from tqdm import tqdm
 
 from engine import options
 from engine.calibration_text import read_text, windows
-from engine.errors import OptionError
+from engine.errors import FileError, OptionError
+from engine.escape import escape
 from engine.float_source import FloatSource, float_source
 from engine.gguf_writer import GGUFWriter, Key, NewTensor
 from engine.static_int8 import stem_of, tensor_writer, write_description
 from models.config import expected_tensors
 from models.quantizers.calibrate import Emit, Model, awq_layers, gptq_layers, round_tensor
-from models.quantizers.choice import FILE_TYPES, TYPES, choose_types
+from models.quantizers.choice import FILE_TYPES, FLOATS, TYPES, choose_types
 from models.quantizers.observers import OBSERVERS
 from models.quantizers.sensitivity import choose_mixed, measure
 from models.quantizers.static import quantize_static, stored_shapes
@@ -65,7 +67,10 @@ def quantize_file(
                 bar.update(int(np.prod(shapes[name])))
         for name, shape in shapes.items():
             if name not in done:
-                round_tensor(source.model, name, types[name], writer.write)
+                try:
+                    round_tensor(source.model, name, types[name], writer.write)
+                except ValueError as error:
+                    raise FileError(f"{escape(source.path, 300)}: tensor '{name}': {error}") from None
                 bar.update(int(np.prod(shape)))
 
 
@@ -122,10 +127,10 @@ def _interval() -> float:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     made = options.parser("quantize", "Quantise a float model.")
-    made.add_argument("source", metavar="IN", help="a float GGUF file")
+    made.add_argument("source", metavar="IN", help="a float GGUF file, or a Hugging Face folder")
     made.add_argument("out", metavar="OUT", help="the file to write")
-    made.add_argument("--type", choices=TYPES, help="of the matrices (default: Q4_0)")
-    made.add_argument("--output-type", choices=TYPES, help="of the output matrix (default: Q6_K, or Q8_0)")
+    made.add_argument("--type", choices=(*TYPES, *FLOATS), help="of the matrices (default: Q4_0)")
+    made.add_argument("--output-type", choices=(*TYPES, *FLOATS), help="of the output matrix (default: Q6_K or better)")
     made.add_argument("--method", choices=METHODS, default="round", help="default: round")
     made.add_argument(
         "--bits", type=options.number(1, 16), metavar="B", help="mixed precision: this many bits a weight in all"

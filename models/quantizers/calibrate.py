@@ -57,8 +57,14 @@ def encode(x: np.ndarray, type_: str) -> tuple[np.ndarray, np.ndarray]:
     """A matrix's rows as bytes of a type, by rounding, and the values that they stand for."""
     if type_ in QUANTIZERS:
         return QUANTIZERS[type_].rounded(np.ascontiguousarray(x, np.float32))
+    if type_ == "BF16":
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        upper = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16  # to the nearest, of two equally near the even one
+        return upper.astype("<u2").reshape(-1).view(np.uint8), (upper << 16).view(np.float32)
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(x.astype(FLOAT_DTYPES[type_]))
+    if not np.isfinite(stored).all():
+        raise ValueError("holds weights that are too large for F16; choose BF16 or F32")
     return stored.reshape(-1).view(np.uint8), stored.astype(np.float32)
 
 
