@@ -30,7 +30,7 @@ from kernels.rows import EIGHT, FOUR, ONE, Rows, Subroutine
 from kernels.simd import prefetch, vector_registers
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 
-AHEAD = 1536  # bytes to ask for ahead of the product that reads each weight once
+AHEAD = 6144  # bytes to ask for ahead of the product that reads each weight once
 Activations = tuple[I8, F32, I32]  # codes, scales, sums
 Packed = tuple[U8, F16, F32]  # codes, scales, bias
 
