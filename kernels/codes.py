@@ -22,26 +22,26 @@ from typing import Any
 import numpy as np
 
 from kernels.dot import bit_pairs, high_nibbles, low_nibbles, or_u8, single_bits
+from kernels.lanes import Subroutine
 from kernels.registry import subroutine, typed
-from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows, Subroutine
-from kernels.simd import load_u8x32
+from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows
 from kernels.types import F16, I8, U8, Int
 
-# ---- products of the 32 codes packed at p[i] with some rows of activations from x[k]; made once for all formats ----
+# ---- products of the 32 codes packed at p[i] (`across`: `kernels/lanes.py`) with some rows of activations from x[k] ----
 
 
 @cache
 def products4(rows: Rows) -> Subroutine:
     """4-bit codes."""
-    running = rows.running(UNSIGNED)
+    running, load = rows.running(UNSIGNED), rows.lanes.load_codes
     zero, add, total = running.zero, running.add, running.total
 
-    @subroutine
+    @rows.lanes.subroutine
     @typed(result=rows.Sums)
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
+    def dot(p: U8, i: Int, across: Int, x: I8, k: Int, apart: Int) -> Any:
         s = zero()
         for j in range(4):
-            v = load_u8x32(p, i + 32 * j)
+            v = load(p, i + 32 * j, across)
             s = add(s, low_nibbles(v), x, k + 4 * j, apart)
             s = add(s, high_nibbles(v), x, k + 16 + 4 * j, apart)
         return total(s)
@@ -52,20 +52,20 @@ def products4(rows: Rows) -> Subroutine:
 @cache
 def products5(rows: Rows) -> Subroutine:
     """5-bit codes."""
-    running, plus = rows.running(UNSIGNED), rows.plus
+    running, plus, load = rows.running(UNSIGNED), rows.plus, rows.lanes.load_codes
     zero, add, total = running.zero, running.add, running.total
 
-    @subroutine
+    @rows.lanes.subroutine
     @typed(result=rows.Sums)
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
-        fifth = load_u8x32(p, i + 128)
+    def dot(p: U8, i: Int, across: Int, x: I8, k: Int, apart: Int) -> Any:
+        fifth = load(p, i + 128, across)
         s = zero()
         for j in range(4):
-            s = add(s, or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j)), x, k + 4 * j, apart)
+            s = add(s, or_u8(low_nibbles(load(p, i + 32 * j, across)), single_bits(fifth, j)), x, k + 4 * j, apart)
         first = total(s)
         s = zero()
         for j in range(4):
-            w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), single_bits(fifth, j + 4))
+            w = or_u8(high_nibbles(load(p, i + 32 * j, across)), single_bits(fifth, j + 4))
             s = add(s, w, x, k + 16 + 4 * j, apart)
         return plus(first, total(s))
 
@@ -75,22 +75,22 @@ def products5(rows: Rows) -> Subroutine:
 @cache
 def products6(rows: Rows) -> Subroutine:
     """6-bit codes, less 32 once `centred` has seen the sums: a pair of sums for each row, of 16 codes each."""
-    running, (Pairs, pairs) = rows.running(SIGNED6), rows.pairs
+    running, (Pairs, pairs), load = rows.running(SIGNED6), rows.pairs, rows.lanes.load_codes
     zero, add, total = running.zero, running.add, running.total
 
-    @subroutine
+    @rows.lanes.subroutine
     @typed(result=Pairs)
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
-        two_bits = load_u8x32(p, i + 128)
+    def dot(p: U8, i: Int, across: Int, x: I8, k: Int, apart: Int) -> Any:
+        two_bits = load(p, i + 128, across)
         s = zero()
         for j in range(4):
-            w = or_u8(low_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(two_bits, 2 * j))
+            w = or_u8(low_nibbles(load(p, i + 32 * j, across)), bit_pairs(two_bits, 2 * j))
             s = add(s, w, x, k + 4 * j, apart)
         first = total(s)
-        two_bits = load_u8x32(p, i + 160)
+        two_bits = load(p, i + 160, across)
         s = zero()
         for j in range(4):
-            w = or_u8(high_nibbles(load_u8x32(p, i + 32 * j)), bit_pairs(two_bits, 2 * j))
+            w = or_u8(high_nibbles(load(p, i + 32 * j, across)), bit_pairs(two_bits, 2 * j))
             s = add(s, w, x, k + 16 + 4 * j, apart)
         return pairs(first, total(s))
 
@@ -100,15 +100,15 @@ def products6(rows: Rows) -> Subroutine:
 @cache
 def products8(rows: Rows) -> Subroutine:
     """8-bit codes, less 128 once `centred` has seen the sums."""
-    running = rows.running(SIGNED8)
+    running, load = rows.running(SIGNED8), rows.lanes.load_codes
     zero, add, total = running.zero, running.add, running.total
 
-    @subroutine
+    @rows.lanes.subroutine
     @typed(result=rows.Sums)
-    def dot(p: U8, i: Int, x: I8, k: Int, apart: Int) -> Any:
+    def dot(p: U8, i: Int, across: Int, x: I8, k: Int, apart: Int) -> Any:
         s = zero()
         for j in range(8):
-            s = add(s, load_u8x32(p, i + 32 * j), x, k + 4 * j, apart)
+            s = add(s, load(p, i + 32 * j, across), x, k + 4 * j, apart)
         return total(s)
 
     return dot

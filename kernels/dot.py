@@ -9,37 +9,37 @@ Integer products come in groups of four:
 import numpy as np
 
 from kernels.registry import operation
-from kernels.types import I8x32, I32x8, Int, PairSums, QuadSums, U8x32
+from kernels.types import I8x32, I8xN, I32x8, I32xN, Int, PairSums, PairSumsN, QuadSums, U8x32, U8xN
 
 INT16_MAX = 32767
 
 
 @operation
-def low_nibbles(v: U8x32) -> U8x32:
+def low_nibbles(v: U8xN) -> U8xN:
     """The low four bits of each byte."""
     return v & np.uint8(15)
 
 
 @operation
-def high_nibbles(v: U8x32) -> U8x32:
+def high_nibbles(v: U8xN) -> U8xN:
     """The high four bits of each byte."""
     return v >> np.uint8(4)
 
 
 @operation
-def bit_pairs(v: U8x32, shift: Int) -> U8x32:
+def bit_pairs(v: U8xN, shift: Int) -> U8xN:
     """Two bits of each byte from bit `shift` (a constant) on, moved to bits 4 and 5."""
     return ((v >> np.uint8(shift)) & np.uint8(3)) << np.uint8(4)
 
 
 @operation
-def single_bits(v: U8x32, shift: Int) -> U8x32:
+def single_bits(v: U8xN, shift: Int) -> U8xN:
     """Bit `shift` (a constant) of each byte, moved to bit 4."""
     return ((v >> np.uint8(shift)) & np.uint8(1)) << np.uint8(4)
 
 
 @operation
-def or_u8(a: U8x32, b: U8x32) -> U8x32:
+def or_u8(a: U8xN, b: U8xN) -> U8xN:
     """a | b."""
     return a | b
 
@@ -57,23 +57,23 @@ def zero_pair_sums() -> PairSums:
 
 
 @operation
-def dot_u4(sums: PairSums, w: U8x32, a: I8x32) -> PairSums:
+def dot_u4(sums: PairSumsN, w: U8xN, a: I8xN) -> PairSumsN:
     """Add the products of w in 0..63 with a in -127..127, pairs of which are held in 16 bits.
 
     The bound is the caller's to keep: for nibbles (0..15) a pair is at most 2 * 15 * 127 = 3810, so eight calls fit into
     int16 (30480); for six bits (0..63) a pair is at most 16002, so two calls do (32004).
     """
     assert w.max() <= 63 and np.abs(a.astype(np.int32)).max() <= 127
-    pairs = (w.astype(np.int32) * a).reshape(16, 2).sum(1, dtype=np.int32)
+    pairs = (w.astype(np.int32) * a).reshape(-1, 2).sum(1, dtype=np.int32)
     total = sums + pairs
     assert np.abs(total).max() <= INT16_MAX, "int16 overflow"
     return total
 
 
 @operation
-def pair_sums(sums: PairSums) -> I32x8:
-    """The eight sums of four products (and of as many calls as were added), in int32."""
-    return sums.reshape(8, 2).sum(1, dtype=np.int32)
+def pair_sums(sums: PairSumsN) -> I32xN:
+    """The sums of four products (and of as many calls as were added), in int32."""
+    return sums.reshape(-1, 2).sum(1, dtype=np.int32)
 
 
 @operation
@@ -94,29 +94,29 @@ def dot_u8(sums: QuadSums, w: U8x32, a: I8x32) -> QuadSums:
 
 
 @operation
-def dot_i8(sums: I32x8, w: U8x32, a: I8x32) -> I32x8:
+def dot_i8(sums: I32xN, w: U8xN, a: I8xN) -> I32xN:
     """Add the products of w - 128, in -128..127, with a in -127..127; `centred` must see the sum at last.
 
     Two such products are at most 2 * 128 * 127 = 32512, which fits into int16 (|w - 128| times a with its sign).
     """
     assert np.abs(a.astype(np.int32)).max() <= 127
-    return sums + ((w.astype(np.int32) - 128) * a).reshape(8, 4).sum(1, dtype=np.int32)
+    return sums + ((w.astype(np.int32) - 128) * a).reshape(-1, 4).sum(1, dtype=np.int32)
 
 
 @operation
-def dot_i6(sums: PairSums, w: U8x32, a: I8x32) -> PairSums:
+def dot_i6(sums: PairSumsN, w: U8xN, a: I8xN) -> PairSumsN:
     """Add the products of w - 32, w in 0..63, with a in -127..127, at most four times; `centred` must see the sum at last.
 
     Two such products are at most 2 * 32 * 127 = 8128, and four times that is 32512.
     """
     assert w.max() <= 63 and np.abs(a.astype(np.int32)).max() <= 127
-    total = sums + ((w.astype(np.int32) - 32) * a).reshape(16, 2).sum(1, dtype=np.int32)
+    total = sums + ((w.astype(np.int32) - 32) * a).reshape(-1, 2).sum(1, dtype=np.int32)
     assert np.abs(total).max() <= INT16_MAX, "int16 overflow"
     return total
 
 
 @operation
-def centred(sums: I32x8, offset: I32x8) -> I32x8:
+def centred(sums: I32xN, offset: I32xN) -> I32xN:
     """What `dot_i8` or `dot_i6` came to; offset is 128 or 32 times the sum of all activations that went in.
 
     Some processors can multiply w only as it is, without a sign; there the offset is subtracted. Elsewhere it is not used.

@@ -99,8 +99,8 @@ def broadcast_i8x4(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
 
 
 @lower
-def broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value) -> ir.Value:
-    return splat(b, b.mul(load(b, p, i, i32), b.trunc(factor, i32)), i32x8)
+def broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value, like: ir.Value) -> ir.Value:
+    return splat(b, b.mul(load(b, p, i, i32), b.trunc(factor, i32)), like.type)
 
 
 @lower
@@ -133,8 +133,8 @@ generic["prefetch_f16"] = generic["prefetch_f32"] = prefetch
 
 
 @lower
-def vector_registers(b: ir.IRBuilder) -> ir.Value:
-    return ir.Constant(i64, 16)
+def wide(b: ir.IRBuilder) -> ir.Value:
+    return ir.Constant(i64, 0)
 
 
 def widen_half(b: ir.IRBuilder, bits: ir.Value, result: ir.Type) -> ir.Value:
@@ -175,10 +175,15 @@ def splat_f32(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return splat(b, x, f32x8)
 
 
+@lower
+def spread_f32(b: ir.IRBuilder, x: ir.Value, like: ir.Value) -> ir.Value:
+    return splat(b, x, like.type)
+
+
 for _name, _method in (("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("div", "fdiv")):
     generic[f"{_name}_f32"] = lambda b, x, y, m=_method: getattr(b, m)(x, y)
 for _name, _intrinsic in (("fma", "fma"), ("sqrt_f32", "sqrt"), ("rint_f32", "rint"), ("abs_f32", "fabs")):
-    generic[_name] = lambda b, *args, n=_intrinsic: call(b, f"llvm.{n}.v8f32", f32x8, *args)
+    generic[_name] = lambda b, *v, n=_intrinsic: call(b, f"llvm.{n}.v{v[0].type.count}f32", v[0].type, *v)
 for _name, _order in (("max_f32", ">"), ("min_f32", "<")):
     generic[_name] = lambda b, x, y, o=_order: b.select(b.fcmp_ordered(o, x, y), x, y)
 
@@ -250,7 +255,7 @@ def sum_i32(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 @lower
 def to_f32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
-    return b.sitofp(a, f32x8)
+    return b.sitofp(a, ir.VectorType(f32, a.type.count))
 
 
 @lower
@@ -264,24 +269,24 @@ def to_i32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
 
 @lower
 def low_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    return b.and_(v, constant(15, i8x32))
+    return b.and_(v, constant(15, v.type))
 
 
 @lower
 def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
-    return b.lshr(v, constant(4, i8x32))
+    return b.lshr(v, constant(4, v.type))
 
 
 @lower
 def bit_pairs(b: ir.IRBuilder, v: ir.Value, shift: ir.Value) -> ir.Value:
-    moved = b.lshr(v, splat(b, b.trunc(shift, i8), i8x32))
-    return b.shl(b.and_(moved, constant(3, i8x32)), constant(4, i8x32))
+    moved = b.lshr(v, splat(b, b.trunc(shift, i8), v.type))
+    return b.shl(b.and_(moved, constant(3, v.type)), constant(4, v.type))
 
 
 @lower
 def single_bits(b: ir.IRBuilder, v: ir.Value, shift: ir.Value) -> ir.Value:
-    moved = b.lshr(v, splat(b, b.trunc(shift, i8), i8x32))
-    return b.shl(b.and_(moved, constant(1, i8x32)), constant(4, i8x32))
+    moved = b.lshr(v, splat(b, b.trunc(shift, i8), v.type))
+    return b.shl(b.and_(moved, constant(1, v.type)), constant(4, v.type))
 
 
 @lower

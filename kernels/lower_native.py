@@ -2,7 +2,8 @@
 
 AVX2     pmaddubsw adds two products in 16 bits; pmaddwd widens to 32. Exact inside the bounds that `dot.py` states.
          An unsigned byte is cut in two nibbles, whose sums stand side by side: QuadSums is 32 x int16.
-VNNI     vpdpbusd adds four products to an int32, exact for all bytes; with 32 registers (AVX-512) or 16 (AVX-VNNI).
+VNNI     vpdpbusd adds four products to an int32, exact for all bytes; with 32 registers of 64 bytes (AVX-512: wide), or
+         16 of 32 (AVX-VNNI).
 NEON     sdot does the same for signed bytes; w - 128 and a correction of 128 * sum(a) make it serve unsigned ones.
 """
 
@@ -29,7 +30,7 @@ from kernels.lower_generic import (
 )
 from kernels.target import Target
 
-i16x32 = ir.VectorType(i16, 32)
+i16x32, i32x16 = ir.VectorType(i16, 32), ir.VectorType(i32, 16)
 
 
 def lowerings(target: Target) -> dict[str, Lowering]:
@@ -37,8 +38,8 @@ def lowerings(target: Target) -> dict[str, Lowering]:
     found: dict[str, Lowering] = {}
     if target.avx2:
         found |= _half_floats | _x86 | (_vnni if target.vnni else _avx2)
-        if target.has("avx512vl"):
-            found["vector_registers"] = lambda b: ir.Constant(i64, 32)
+        if target.wide:
+            found |= _wide
         elif target.vnni:
             found |= dict.fromkeys(("dot_u4", "dot_i6", "dot_i8"), _vpdpbusd_in_order)
     elif target.neon_dot:
@@ -46,11 +47,11 @@ def lowerings(target: Target) -> dict[str, Lowering]:
     return found
 
 
-def sum_types(target: Target) -> dict[str, ir.Type]:
-    """The machine form of the running sums."""
+def sum_types(target: Target) -> dict[tuple[str, int], ir.Type]:
+    """The machine form of the running sums, by their type and lanes."""
     if target.avx2 and not target.vnni:
-        return {"pair sums": i16x16, "quad sums": i16x32}
-    return {"pair sums": i32x8, "quad sums": i32x8}
+        return {("pair sums", 16): i16x16, ("quad sums", 8): i16x32}
+    return {("pair sums", 16): i32x8, ("pair sums", 32): i32x16, ("quad sums", 8): i32x8}
 
 
 def _load_f16x8(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
@@ -96,19 +97,20 @@ def _in_order(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
     meanwhile: both need more registers than there are, and cost a quarter of the speed.
     """
     same = ir.FunctionType(sums.type, [sums.type])
-    return b.call(ir.InlineAsm(same, "", "=x,0", side_effect=True), [sums])
+    return b.call(ir.InlineAsm(same, "", "=v,0", side_effect=True), [sums])
 
 
-def _broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value) -> ir.Value:
+def _broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value, like: ir.Value) -> ir.Value:
     """Broadcast by the load, then multiplied: the other way round takes a journey through a scalar register."""
-    lanes = _in_order(b, splat(b, load(b, p, i, i32), i32x8))
-    return b.mul(lanes, splat(b, b.trunc(factor, i32), i32x8))
+    lanes = _in_order(b, splat(b, load(b, p, i, i32), like.type))
+    return b.mul(lanes, splat(b, b.trunc(factor, i32), like.type))
 
 
 def _high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
     """Shifted in 16 bits: LLVM's choice for bytes, `gf2p8affineqb`, would take turns with the products."""
-    moved = b.lshr(b.bitcast(v, i16x16), constant(4, i16x16))
-    return b.and_(b.bitcast(moved, i8x32), constant(15, i8x32))
+    pairs = ir.VectorType(i16, v.type.count // 2)
+    moved = b.lshr(b.bitcast(v, pairs), constant(4, pairs))
+    return b.and_(b.bitcast(moved, v.type), constant(15, v.type))
 
 
 _x86: dict[str, Lowering] = {
@@ -161,7 +163,7 @@ _avx2: dict[str, Lowering] = {
 
 
 def _vpdpbusd(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
-    return call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8, sums, w, a)
+    return call(b, f"llvm.x86.avx512.vpdpbusd.{8 * w.type.count}", sums.type, sums, w, a)
 
 
 def _vpdpbusd_in_order(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
@@ -174,6 +176,27 @@ _vnni: dict[str, Lowering] = {
     "dot_i6": _vpdpbusd,
     "dot_i8": _vpdpbusd,
     "centred": lambda b, sums, offset: b.sub(sums, offset),
+}
+
+
+def _join(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    both = 2 * low.type.count
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(i32, both), list(range(both))))
+
+
+def _broadcast_i8x4_wide(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
+    return b.bitcast(splat(b, load(b, p, i, i32), i32x16), ir.VectorType(i8, 64))
+
+
+_wide: dict[str, Lowering] = {
+    "wide": lambda b: ir.Constant(i64, 1),
+    "join_u8": _join,
+    "join_i32": _join,
+    "join_f32": _join,
+    "low_half": lambda b, v: pick(b, v, list(range(8))),
+    "high_half": lambda b, v: pick(b, v, list(range(8, 16))),
+    "broadcast_i8x4_wide": _broadcast_i8x4_wide,
+    "zero_pair_sums_wide": lambda b: constant(0, i32x16),
 }
 
 

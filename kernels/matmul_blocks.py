@@ -10,25 +10,28 @@ is one output's own running sum and nothing depends on the width of vectors, on 
 
 A format is six subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
 
-    products(rows)(codes, start(n), x, k, apart) -> sums    of block n = group * blocks + b with those rows
-    load(codes, scales, n) -> weights                       scales of block n, in registers
-    add(acc, sums, weights, x_scales, x_sums, at) -> acc    one block's term for the activation's block `at`
-    put(codes, scales, n, r, source, at)                    block `at` of the file becomes lane r of block n, all 0 before
-    element(codes, scales, n, r, k) -> float                weight k of lane r in block n
+    products(rows)(codes, start(n), across, x, k, apart) -> sums    of block n = group * blocks + b with those rows
+    load(codes, scales, n) -> weights                               scales of block n, in registers
+    add(acc, sums, weights, x_scales, x_sums, at) -> acc            one block's term for the activation's block `at`
+    put(codes, scales, n, r, source, at)                            block `at` of the file becomes lane r of block n
+    element(codes, scales, n, r, k) -> float                        weight k of lane r in block n
 
-Rows are taken eight at a time where there are registers enough, then four, the last one alone (`kernels/rows.py`). The
-weights of a group are read from memory once and stay in the caches for all its rows; meanwhile those of the next group are
-asked for, a part of them (`pitch` bytes for each block) during each tile of rows.
+(`put` finds zeros.)
+Where registers hold 16 outputs, two groups are taken together for eight rows at a time; the other rows four at a time, the
+last one alone (`kernels/rows.py`). The weights of a group are read from memory once and stay in the caches for all its rows;
+meanwhile those of the next are asked for, a part of them (`pitch` bytes for each block) during each tile of rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kernels.lanes import Subroutine
 from kernels.quantize import share, tile_rows, tiled_block
-from kernels.registry import Kernel, kernel, subroutine
-from kernels.rows import EIGHT, FOUR, ONE, Rows, Subroutine
-from kernels.simd import prefetch, vector_registers
+from kernels.registry import Kernel, kernel
+from kernels.rows import FOUR, ONE, WIDE, Rows
+from kernels.simd import prefetch
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
+from kernels.wide import wide
 
 AHEAD = 6144  # bytes to ask for ahead of the product that reads each weight once
 Activations = tuple[I8, F32, I32]  # codes, scales, sums
@@ -101,12 +104,12 @@ def _tile(
     load: Subroutine,
     add_block: Subroutine,
 ) -> Subroutine:
-    """8 outputs of some rows, from first block to last; for each block so many cache lines are asked for in advance."""
+    """8 or 16 outputs of some rows, from first block to last; for each, so many cache lines are asked for in advance."""
     dot, zero, finish = products(rows), rows.zero, rows.finish
     _, Sum, Weights, *_ = add_block.__annotations__.values()
-    terms = rows.terms(add_block, Sum, Weights)
+    weights, terms = rows.lanes.load(load, Weights), rows.terms(add_block, Sum, Weights)
 
-    @subroutine
+    @rows.lanes.subroutine
     def tile(
         out: F32,
         i: Int,
@@ -125,12 +128,13 @@ def _tile(
     ) -> None:
         (x, x_scales, x_sums), (codes, scales, bias) = activations, packed
         acc = zero()
+        across = start(group * blocks + blocks) - start(group * blocks)
         for b in range(blocks):
             n, at = group * blocks + b, first + b * step
             for line in range(lines):
                 prefetch(codes, soon + b * pitch + 64 * line)
-            sums = dot(codes, start(n), x, 32 * at, apart)
-            acc = terms(acc, sums, load(codes, scales, n), x_scales, x_sums, at, apart)
+            sums = dot(codes, start(n), across, x, 32 * at, apart)
+            acc = terms(acc, sums, weights(codes, scales, n, blocks), x_scales, x_sums, at, apart)
         finish(out, i, stride, acc, bias, 8 * group, add, count)
 
     return tile
@@ -144,8 +148,10 @@ def _matmul(
     load: Subroutine,
     add_block: Subroutine,
 ) -> Kernel:
-    lines = (code_bytes + 63) // 64
-    one, four, eight = (_tile(rows, lines, products, start, load, add_block) for rows in (ONE, FOUR, EIGHT))
+    one, four, eight = (
+        _tile(rows, (code_bytes * rows.lanes.outputs // 8 + 63) // 64, products, start, load, add_block)
+        for rows in (ONE, FOUR, WIDE)
+    )
 
     def matmul(
         rank: Int,
@@ -168,24 +174,29 @@ def _matmul(
         rows = run[count]
         start, end = share(groups, rank, size)
         xs, ws = (x, x_scales, x_sums), (codes, scales, bias)
-        eights = rows // 8 * 8 if vector_registers() >= 32 else 0
         fours = rows - 1 if rows % 4 == 1 else rows
-        tiles = eights // 8 + (fours - eights + 3) // 4 + rows - fours
-        pitch = code_bytes // tiles if tiles > 0 else 0
-        for group in range(start, end):
+        group = start
+        while group < end:
+            together = 2 if wide() > 0 and rows >= 8 and group + 1 < end else 1
+            eights = rows // 8 * 8 if together > 1 else 0
+            tiles = eights // 8 + together * ((fours - eights + 3) // 4 + rows - fours)
+            pitch = together * code_bytes // tiles if tiles > 0 else 0
             here = group * blocks * code_bytes
-            soon = here + blocks * code_bytes if pitch < code_bytes else here + AHEAD
+            soon = here + together * blocks * code_bytes if together * tiles > 1 else here + AHEAD
             for t in range(0, eights, 8):
                 i, at = t * stride + 8 * group, t * blocks
                 eight(out, i, stride, xs, at, 4, 4 * blocks, ws, group, blocks, soon, pitch, add, 8)
                 soon += blocks * pitch
-            for t in range(eights, fours, 4):
-                i, at = t * stride + 8 * group, t * blocks
-                four(out, i, stride, xs, at, 4, 0, ws, group, blocks, soon, pitch, add, rows - t)
-                soon += blocks * pitch
-            for t in range(fours, rows):
-                i, at = t * stride + 8 * group, tiled_block(t, 0, blocks, rows)
-                one(out, i, stride, xs, at, tile_rows(rows), 0, ws, group, blocks, soon, pitch, add, 1)
+            for g in range(group, group + together):
+                for t in range(eights, fours, 4):
+                    i, at = t * stride + 8 * g, t * blocks
+                    four(out, i, stride, xs, at, 4, 0, ws, g, blocks, soon, pitch, add, rows - t)
+                    soon += blocks * pitch
+                for t in range(fours, rows):
+                    i, at = t * stride + 8 * g, tiled_block(t, 0, blocks, rows)
+                    one(out, i, stride, xs, at, tile_rows(rows), 0, ws, g, blocks, soon, pitch, add, 1)
+                    soon += blocks * pitch
+            group += together
 
     return _named(name, matmul)
 

@@ -29,23 +29,23 @@ from kernels.simd import (
     load_u8x8,
     mul_f32,
     mul_i32,
-    splat_f32,
     splat_i32,
+    spread_f32,
     sub_i32,
     to_f32,
     widen_f16,
 )
 from kernels.terms import halves as read_halves
-from kernels.types import F16, F32, I32, U8, F32x8, Float, I32x8, Int
+from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, Int
 
 BLOCK_BYTES = 210  # in the file: 128 bytes of nibbles, 64 of bit pairs, 16 sub-scales, d
 RECORD = 8 * (192 + 16)
-Weights = tuple[I32x8, I32x8, F32x8]
-Halves = tuple[I32x8, I32x8]
+Weights = tuple[I32xN, I32xN, F32xN]
+Halves = tuple[I32xN, I32xN]
 
 
 @subroutine
-def load(codes: U8, scales: F16, n: Int) -> Weights:
+def load(codes: U8, scales: F16, n: Int) -> tuple[I32x8, I32x8, F32x8]:
     """Of block n: the sub-scales of its halves, and d."""
     i, j = RECORD * (n // 8), n % 8
     subs = i + 8 * 192 + 16 * j
@@ -61,13 +61,13 @@ def start(n: Int) -> Int:
 
 
 @subroutine
-def add(acc: F32x8, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+def add(acc: F32xN, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
     """acc plus one block's term."""
     first, second, scale = weights
-    both, half = broadcast_times(x_sums, 2 * at, 32), broadcast_times(x_sums, 2 * at + 1, 32)
+    both, half = broadcast_times(x_sums, 2 * at, 32, first), broadcast_times(x_sums, 2 * at + 1, 32, first)
     s0, s1 = centred(halves[0], half), centred(halves[1], sub_i32(both, half))
     s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
-    return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
+    return fma(to_f32(s), mul_f32(scale, spread_f32(x_scales[at], acc)), acc)
 
 
 @subroutine

@@ -21,7 +21,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 
 from kernels import lower_generic, lower_machine, lower_native, registry
 from kernels.target import Target, target_machine
-from kernels.types import Pointer, Scalar, Vector
+from kernels.types import Pointer, Scalar, Vector, Vectors
 
 
 class VectorType(types.Type):
@@ -32,13 +32,16 @@ class VectorType(types.Type):
         super().__init__(name=f"{mark.dtype} x {mark.lanes}")
 
 
+Form = tuple[Callable[..., Any], tuple[types.Type, ...]]  # a subroutine, and what its arguments are in this form of it
+
+
 @dataclass(slots=True)
 class Lowered:
     """A function in LLVM's language: its name there, its text, and the subroutines that it calls."""
 
     name: str
     text: str
-    calls: set[Callable[..., Any]]
+    calls: set[Form]
 
 
 class Session:
@@ -53,8 +56,8 @@ class Session:
         if target != self.target:
             self.target = target
             self.forms = lower_generic.generic | lower_machine.lowerings(target) | lower_native.lowerings(target)
-            self.sums = lower_native.sum_types(target)
-            self.subroutines: dict[Callable[..., Any], Lowered] = {}
+            self.sums, self.wide = lower_native.sum_types(target), target.wide
+            self.subroutines: dict[Form, Lowered] = {}
             cpu_target.target_context.data_model_manager = datamodel.default_manager.copy()
         for function in [*registry.operations.values(), *registry.subroutines]:
             if function not in self.known:
@@ -65,7 +68,7 @@ class Session:
 
 
 _session = Session()
-_calls: list[set[Callable[..., Any]]] = []  # of the functions being lowered, innermost last
+_calls: list[set[Form]] = []  # of the functions being lowered, innermost last
 LIBRARY = {"sched_yield", "clock_gettime"} | {
     f"pthread_{name}" for name in ("mutex_lock", "mutex_unlock", "cond_wait", "cond_broadcast")
 }  # all that a kernel may call besides what LLVM itself needs (`fmaf`, `rintf`, `memset`)
@@ -81,16 +84,18 @@ _LANES: dict[str, ir.Type] = {
 class _VectorModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
         mark = fe_type.mark
-        form = _session.sums.get(mark.dtype) or ir.VectorType(_LANES[mark.dtype], mark.lanes)
+        form = _session.sums.get((mark.dtype, mark.lanes)) or ir.VectorType(_LANES[mark.dtype], mark.lanes)
         super().__init__(dmm, fe_type, form)
 
 
-def numba_type(mark: Any) -> types.Type:
-    """The Numba type of an annotation's mark."""
+def numba_type(mark: Any, outputs: int = 8) -> types.Type:
+    """The Numba type of an annotation's mark, for so many outputs in a vector."""
     if mark is None:
         return types.none
     if isinstance(mark, tuple):
-        return types.Tuple([numba_type(part) for part in mark])
+        return types.Tuple([numba_type(part, outputs) for part in mark])
+    if isinstance(mark, Vectors):
+        mark = mark.of(outputs)
     if isinstance(mark, Vector):
         return VectorType(mark)
     dtype = getattr(types, mark.dtype)
@@ -100,9 +105,9 @@ def numba_type(mark: Any) -> types.Type:
 def _install(function: Callable[..., Any], is_operation: bool) -> None:
     """Tell Numba an operation's or a subroutine's signature, from its annotations, and how to lower a call of it."""
     found = registry.marks(function)
-    result = numba_type(found.pop("return"))
-    args = [numba_type(mark) for mark in found.values()]
-    cases = [signature(result, *args)]
+    marks = (found.pop("return"), *found.values())
+    forms = dict.fromkeys(tuple(numba_type(mark, outputs) for mark in marks) for outputs in (8, 16))  # often one
+    cases = [signature(*form) for form in forms]
     template = type(f"Type_{function.__name__}", (ConcreteTemplate,), {"key": function, "cases": cases})
     infer_global(function, types.Function(template))  # by the function itself: it may live inside another one
 
@@ -111,16 +116,20 @@ def _install(function: Callable[..., Any], is_operation: bool) -> None:
         return context.get_dummy_value() if value is None else value
 
     def subroutine(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        if function not in _session.subroutines:
-            _session.subroutines[function] = _lower(function, args, result)
-        _calls[-1].add(function)
-        name = _session.subroutines[function].name
+        if function in registry.wide_subroutines and not _session.wide:
+            return context.get_dummy_value()  # it is behind a condition that is never true
+        args, result, form = sig.args, sig.return_type, (function, sig.args)
+        if form not in _session.subroutines:
+            _session.subroutines[form] = _lower(function, args, result)
+        _calls[-1].add(form)
+        name = _session.subroutines[form].name
         convention = context.call_conv
         known = builder.module.globals.get(name)
         callee = known or ir.Function(builder.module, convention.get_function_type(result, args), name)
         return convention.call_function(builder, callee, result, args, values)[1]
 
-    lower_builtin(function, *args)(operation if is_operation else subroutine)
+    for case in cases:
+        lower_builtin(function, *case.args)(operation if is_operation else subroutine)
 
 
 def _lower(function: Callable[..., Any], args: list[types.Type], result: types.Type) -> Lowered:

@@ -16,6 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMMON = ("rank", "size", "run")
 subroutines: list[Callable[..., Any]] = []
+wide_subroutines: set[Callable[..., Any]] = set()
 operations: dict[str, Callable[..., Any]] = {}
 kernels: dict[str, "Kernel"] = {}
 
@@ -63,6 +64,12 @@ def subroutine(function: Function) -> Function:
     """Register a plain function that kernels call; the compiler always inlines it."""
     subroutines.append(function)
     return function
+
+
+def wide_subroutine(function: Function) -> Function:
+    """Register a subroutine that is called, and compiled, only where `kernels/wide.py` has `wide()` 1."""
+    wide_subroutines.add(function)
+    return subroutine(function)
 
 
 def typed(**types: Any) -> Callable[[Function], Function]:

@@ -5,8 +5,8 @@ Four rows lie side by side (`kernels/quantize.py`), so that of a vector of codes
     x[k]      row 0: 32 activations of a block | row 1 | row 2 | row 3
 
 and eight rows are two such tiles, `apart` blocks from each other. More rows: fewer instructions for each product and more
-independent sums, which hide the latency of the products, as far as there are registers to hold them. A single row has two
-sums that take turns.
+independent sums, which hide the latency of the products, as far as there are registers to hold them: eight where a vector
+holds 16 outputs (`kernels/lanes.py`), else four. A single row has two sums that take turns.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from kernels.dot import dot_i6, dot_i8, dot_u4, pair_sums, zero_pair_sums
-from kernels.epilogue import finish
+from kernels.dot import dot_i6, dot_i8, dot_u4, pair_sums
+from kernels.lanes import OUTPUTS8, OUTPUTS16, Lanes, Subroutine
 from kernels.registry import subroutine, typed
-from kernels.simd import add_i32, broadcast_i8x4, splat_f32, splat_i32
-from kernels.types import F32, I8, I32, F32x8, I32x8, Int, PairSums, U8x32
+from kernels.simd import add_i32
+from kernels.types import F32, I8, I32, F32xN, I32xN, Int, PairSumsN, U8xN, sized
 
-Subroutine = Callable[..., Any]
 BLOCK = 32
 
 
@@ -30,7 +27,7 @@ BLOCK = 32
 class Product:
     """A product of codes and activations: how a sum of it begins, grows and ends, and its type meanwhile."""
 
-    zero: Subroutine
+    zero: Callable[[Lanes], Subroutine]
     dot: Subroutine
     total: Subroutine
     Partial: Any
@@ -42,20 +39,14 @@ def several(count: int, type_: Any) -> Any:
 
 
 @subroutine
-def zero_sums() -> I32x8:
-    """An empty sum for `dot_i8`."""
-    return splat_i32(np.int32(0))
-
-
-@subroutine
-def as_it_is(s: I32x8) -> I32x8:
+def as_it_is(s: I32xN) -> I32xN:
     """s."""
     return s
 
 
-UNSIGNED = Product(zero_pair_sums, dot_u4, pair_sums, PairSums)
-SIGNED6 = Product(zero_pair_sums, dot_i6, pair_sums, PairSums)
-SIGNED8 = Product(zero_sums, dot_i8, as_it_is, I32x8)
+UNSIGNED = Product(lambda lanes: lanes.zero_pairs, dot_u4, pair_sums, PairSumsN)
+SIGNED6 = Product(lambda lanes: lanes.zero_pairs, dot_i6, pair_sums, PairSumsN)
+SIGNED8 = Product(lambda lanes: lanes.zero_sums, dot_i8, as_it_is, I32xN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +63,18 @@ class Rows:
     """So many rows at a time.
 
     Attributes:
-        Sums: The type of one I32x8 for each row.
+        lanes: The outputs in each vector.
+        Sums: The type of one I32xN for each row.
         running: A product -> its running sums, made once, so that kernels share what is compiled.
         plus: (Sums, Sums) -> Sums.
-        pairs: The type of a pair of I32x8 for each row, and the subroutine that makes it of two Sums.
+        pairs: The type of a pair of I32xN for each row, and the subroutine that makes it of two Sums.
         zero: () -> one float sum for each row.
         terms: (a format's `add`, the types of its sums and weights) -> the same for all rows at once.
         finish: Stores the float sums of the first `count` rows.
     """
 
     count: int
+    lanes: Lanes
     Sums: Any
     running: Callable[[Product], Running]
     plus: Subroutine
@@ -91,11 +84,15 @@ class Rows:
     finish: Subroutine
 
 
-def _one() -> Rows:
+def _one(lanes: Lanes) -> Rows:
+    outputs, subroutine, broadcast, finish = lanes.outputs, lanes.subroutine, lanes.broadcast, lanes.finish
+    Codes, Sums, Floats = (sized(type_, outputs) for type_ in (U8xN, I32xN, F32xN))
+    Pair = several(2, Sums)
+
     @cache
     def running(product: Product) -> Running:
-        begin, dot, end = product.zero, product.dot, product.total
-        Partial = several(2, product.Partial)
+        begin, dot, end = product.zero(lanes), product.dot, product.total
+        Partial = several(2, sized(product.Partial, outputs))
 
         @subroutine
         @typed(result=Partial)
@@ -103,50 +100,50 @@ def _one() -> Rows:
             return begin(), begin()
 
         @subroutine
-        @typed(sums=Partial, result=Partial)
-        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
+        @typed(sums=Partial, w=Codes, result=Partial)
+        def add(sums: Any, w: Any, x: I8, k: Int, apart: Int) -> Any:
             a, b = sums
-            return b, dot(a, w, broadcast_i8x4(x, k))
+            return b, dot(a, w, broadcast(x, k))
 
         @subroutine
-        @typed(sums=Partial)
-        def total(sums: Any) -> I32x8:
+        @typed(sums=Partial, result=Sums)
+        def total(sums: Any) -> Any:
             a, b = sums
             return add_i32(end(a), end(b))
 
         return Running(zero, add, total)
 
     @subroutine
-    def pairs(s: I32x8, t: I32x8) -> tuple[I32x8, I32x8]:
+    @typed(s=Sums, t=Sums, result=Pair)
+    def pairs(s: Any, t: Any) -> Any:
         return s, t
-
-    @subroutine
-    def zero() -> F32x8:
-        return splat_f32(np.float32(0.0))
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
         @subroutine
-        @typed(s=Sum, weights=Weights)
-        def term(acc: F32x8, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> F32x8:
+        @typed(acc=Floats, s=sized(Sum, outputs), weights=sized(Weights, outputs), result=Floats)
+        def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             return add(acc, s, weights, x_scales, x_sums, at)
 
         return term
 
     @subroutine
-    def store(out: F32, i: Int, stride: Int, acc: F32x8, bias: F32, n: Int, add: Int, count: Int) -> None:
+    @typed(acc=Floats)
+    def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int, count: Int) -> None:
         finish(out, i, acc, bias, n, add)
 
-    return Rows(1, I32x8, running, add_i32, (several(2, I32x8), pairs), zero, terms, store)
+    return Rows(1, lanes, Sums, running, add_i32, (Pair, pairs), lanes.zero_floats, terms, store)
 
 
-def _four() -> Rows:
-    Sums, Floats = several(4, I32x8), several(4, F32x8)
-    Pairs = several(4, several(2, I32x8))
+def _four(lanes: Lanes) -> Rows:
+    outputs, subroutine, broadcast, finish = lanes.outputs, lanes.subroutine, lanes.broadcast, lanes.finish
+    Codes, Sum, Float = (sized(type_, outputs) for type_ in (U8xN, I32xN, F32xN))
+    Sums, Floats = several(4, Sum), several(4, Float)
+    Pairs, zero_float = several(4, several(2, Sum)), lanes.zero_floats
 
     @cache
     def running(product: Product) -> Running:
-        begin, dot, end = product.zero, product.dot, product.total
-        Partial = several(4, product.Partial)
+        begin, dot, end = product.zero(lanes), product.dot, product.total
+        Partial = several(4, sized(product.Partial, outputs))
 
         @subroutine
         @typed(result=Partial)
@@ -154,14 +151,14 @@ def _four() -> Rows:
             return begin(), begin(), begin(), begin()
 
         @subroutine
-        @typed(sums=Partial, result=Partial)
-        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
+        @typed(sums=Partial, w=Codes, result=Partial)
+        def add(sums: Any, w: Any, x: I8, k: Int, apart: Int) -> Any:
             a, b, c, d = sums
             return (
-                dot(a, w, broadcast_i8x4(x, k)),
-                dot(b, w, broadcast_i8x4(x, k + BLOCK)),
-                dot(c, w, broadcast_i8x4(x, k + 2 * BLOCK)),
-                dot(d, w, broadcast_i8x4(x, k + 3 * BLOCK)),
+                dot(a, w, broadcast(x, k)),
+                dot(b, w, broadcast(x, k + BLOCK)),
+                dot(c, w, broadcast(x, k + 2 * BLOCK)),
+                dot(d, w, broadcast(x, k + 3 * BLOCK)),
             )
 
         @subroutine
@@ -187,21 +184,13 @@ def _four() -> Rows:
     @subroutine
     @typed(result=Floats)
     def zero() -> Any:
-        z = splat_f32(np.float32(0.0))
+        z = zero_float()
         return z, z, z, z
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
         @subroutine
-        @typed(acc=Floats, s=several(4, Sum), weights=Weights, result=Floats)
-        def term(
-            acc: Any,
-            s: Any,
-            weights: Any,
-            x_scales: F32,
-            x_sums: I32,
-            at: Int,
-            apart: Int,
-        ) -> Any:
+        @typed(acc=Floats, s=several(4, sized(Sum, outputs)), weights=sized(Weights, outputs), result=Floats)
+        def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             (a, b, c, d), (e, f, g, h) = acc, s
             return (
                 add(a, e, weights, x_scales, x_sums, at),
@@ -224,11 +213,13 @@ def _four() -> Rows:
         if count > 3:
             finish(out, i + 3 * stride, d, bias, n, add)
 
-    return Rows(4, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+    return Rows(4, lanes, Sums, running, plus, (Pairs, pairs), zero, terms, store)
 
 
 def _twice(rows: Rows) -> Rows:
     """Two tiles of the same kind."""
+    lanes, outputs, subroutine = rows.lanes, rows.lanes.outputs, rows.lanes.subroutine
+    Codes = sized(U8xN, outputs)
     half, plus_half, (PairsHalf, pairs_half), zero_half = rows.Sums, rows.plus, rows.pairs, rows.zero
     half_count, store_half = rows.count, rows.finish
     Sums, Pairs = several(2, half), several(2, PairsHalf)
@@ -248,8 +239,8 @@ def _twice(rows: Rows) -> Rows:
             return begin(), begin()
 
         @subroutine
-        @typed(sums=Partial, result=Partial)
-        def add(sums: Any, w: U8x32, x: I8, k: Int, apart: Int) -> Any:
+        @typed(sums=Partial, w=Codes, result=Partial)
+        def add(sums: Any, w: Any, x: I8, k: Int, apart: Int) -> Any:
             s, t = sums
             return grow(s, w, x, k, apart), grow(t, w, x, k + BLOCK * apart, apart)
 
@@ -281,16 +272,8 @@ def _twice(rows: Rows) -> Rows:
         SumsHalf = term_half.__annotations__["s"]
 
         @subroutine
-        @typed(acc=Floats, s=several(2, SumsHalf), weights=Weights, result=Floats)
-        def term(
-            acc: Any,
-            s: Any,
-            weights: Any,
-            x_scales: F32,
-            x_sums: I32,
-            at: Int,
-            apart: Int,
-        ) -> Any:
+        @typed(acc=Floats, s=several(2, SumsHalf), weights=sized(Weights, outputs), result=Floats)
+        def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             return (
                 term_half(acc[0], s[0], weights, x_scales, x_sums, at, apart),
                 term_half(acc[1], s[1], weights, x_scales, x_sums, at + apart, apart),
@@ -304,8 +287,7 @@ def _twice(rows: Rows) -> Rows:
         store_half(out, i, stride, acc[0], bias, n, add, half_count)
         store_half(out, i + half_count * stride, stride, acc[1], bias, n, add, count - half_count)
 
-    return Rows(2 * half_count, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+    return Rows(2 * half_count, lanes, Sums, running, plus, (Pairs, pairs), zero, terms, store)
 
 
-ONE, FOUR = _one(), _four()
-EIGHT = _twice(FOUR)
+ONE, FOUR, WIDE = _one(OUTPUTS8), _four(OUTPUTS8), _twice(_four(OUTPUTS16))

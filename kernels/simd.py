@@ -4,7 +4,8 @@ A kernel that is written in these runs as plain Python, where the twins check wh
 inside its array and that a sum stays inside its bound. `lower_generic.py` says the same in LLVM for any processor, and
 `lower_native.py` in the instructions of those that have better ones; the bits are equal.
 
-Vectors are 32 bytes: `I8x32`, `U8x32`, `I32x8`, `F32x8`. What is done with bytes stands in `kernels/dot.py`.
+Vectors are 32 bytes: `I8x32`, `U8x32`, `I32x8`, `F32x8`. Some operations take 64 bytes as well, `F32xN` and so on, where
+the processor has such registers (`kernels/wide.py`). What is done with bytes stands in `kernels/dot.py`.
 """
 
 import numpy as np
@@ -17,9 +18,11 @@ from kernels.types import (
     I32,
     U8,
     F32x8,
+    F32xN,
     Float,
     I8x32,
     I32x8,
+    I32xN,
     Int,
     Int32,
     U8x32,
@@ -89,9 +92,9 @@ def broadcast_i8x4(p: I8, i: Int) -> I8x32:
 
 
 @operation
-def broadcast_times(p: I32, i: Int, factor: Int) -> I32x8:
-    """p[i] times a constant factor, in each lane; must not overflow."""
-    return _exact_i32(np.full(8, _window(p, i, 1)[0], np.int64) * factor)
+def broadcast_times(p: I32, i: Int, factor: Int, like: I32xN) -> I32xN:
+    """p[i] times a constant factor, in each lane of a vector like this; must not overflow."""
+    return _exact_i32(np.full(len(like), _window(p, i, 1)[0], np.int64) * factor)
 
 
 @operation
@@ -148,12 +151,6 @@ def prefetch_f32(p: F32, i: Int) -> None:
     """Ask for the cache line of p[i], as `prefetch` does."""
 
 
-@operation
-def vector_registers() -> Int:
-    """How many vectors the processor can hold, 16 or 32: a constant, by which kernels choose how many rows to take."""
-    return 32
-
-
 # ---- floats ----
 
 
@@ -161,6 +158,12 @@ def vector_registers() -> Int:
 def splat_f32(x: Float) -> F32x8:
     """x in each lane."""
     return np.full(8, x, np.float32)
+
+
+@operation
+def spread_f32(x: Float, like: F32xN) -> F32xN:
+    """x in each lane of a vector like this."""
+    return np.full(len(like), x, np.float32)
 
 
 @operation
@@ -176,7 +179,7 @@ def sub_f32(a: F32x8, b: F32x8) -> F32x8:
 
 
 @operation
-def mul_f32(a: F32x8, b: F32x8) -> F32x8:
+def mul_f32(a: F32xN, b: F32xN) -> F32xN:
     """a * b."""
     return a * b
 
@@ -189,7 +192,7 @@ def div_f32(a: F32x8, b: F32x8) -> F32x8:
 
 
 @operation
-def fma(a: F32x8, b: F32x8, c: F32x8) -> F32x8:
+def fma(a: F32xN, b: F32xN, c: F32xN) -> F32xN:
     """a * b + c with one rounding.
 
     The twin computes in float64 with the sum rounded to odd, which makes the second rounding harmless (Boldo and
@@ -297,19 +300,19 @@ def splat_i32(x: Int32) -> I32x8:
 
 
 @operation
-def add_i32(a: I32x8, b: I32x8) -> I32x8:
+def add_i32(a: I32xN, b: I32xN) -> I32xN:
     """a + b; must not overflow."""
     return _exact_i32(a.astype(np.int64) + b)
 
 
 @operation
-def sub_i32(a: I32x8, b: I32x8) -> I32x8:
+def sub_i32(a: I32xN, b: I32xN) -> I32xN:
     """a - b; must not overflow."""
     return _exact_i32(a.astype(np.int64) - b)
 
 
 @operation
-def mul_i32(a: I32x8, b: I32x8) -> I32x8:
+def mul_i32(a: I32xN, b: I32xN) -> I32xN:
     """a * b; must not overflow."""
     return _exact_i32(a.astype(np.int64) * b)
 
@@ -321,7 +324,7 @@ def sum_i32(v: I32x8) -> Int32:
 
 
 @operation
-def to_f32(a: I32x8) -> F32x8:
+def to_f32(a: I32xN) -> F32xN:
     """int32 to the nearest float."""
     return a.astype(np.float32)
 

@@ -41,6 +41,11 @@ class Target:
         return self.avx2 and (self.has("avx512vnni", "avx512vl") or self.has("avxvnni"))
 
     @property
+    def wide(self) -> bool:
+        """Whether there are 32 vectors of 64 bytes, and `vpdpbusd` on them."""
+        return self.vnni and self.has("avx512vnni", "avx512vl", "avx512bw")
+
+    @property
     def neon_dot(self) -> bool:
         """Whether NEON's `sdot` is there (64-bit Arm since v8.2)."""
         return self.triple.startswith(("aarch64", "arm64")) and self.has("dotprod")

@@ -22,12 +22,12 @@ from kernels.simd import (
     load_u8x8,
     mul_f32,
     mul_i32,
-    splat_f32,
+    spread_f32,
     sub_i32,
     to_f32,
     widen_f16,
 )
-from kernels.types import F16, F32, I32, U8, F32x8, Float, I32x8, Int, Int32
+from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, Int, Int32
 
 
 @subroutine
@@ -37,38 +37,38 @@ def sum_of_block(x_sums: I32, at: Int) -> Int32:
 
 
 @subroutine
-def add_scaled(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, at: Int) -> F32x8:
+def add_scaled(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, at: Int) -> F32xN:
     """acc plus a block's term, with one scale; s is without the zero point."""
-    return fma(to_f32(s), mul_f32(scale, splat_f32(x_scales[at])), acc)
+    return fma(to_f32(s), mul_f32(scale, spread_f32(x_scales[at], acc)), acc)
 
 
 @subroutine
-def add_with_minimum(acc: F32x8, s: I32x8, scale: F32x8, minimum: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+def add_with_minimum(acc: F32xN, s: I32xN, scale: F32xN, minimum: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
     """acc plus a block's two terms, with a scale and a minimum."""
     x_scale = x_scales[at]
-    acc = fma(to_f32(s), mul_f32(scale, splat_f32(x_scale)), acc)
-    return fma(minimum, splat_f32(x_scale * np.float32(sum_of_block(x_sums, at))), acc)
+    acc = fma(to_f32(s), mul_f32(scale, spread_f32(x_scale, acc)), acc)
+    return fma(minimum, spread_f32(x_scale * np.float32(sum_of_block(x_sums, at)), acc), acc)
 
 
 @subroutine
 def add_sub_scaled(
-    acc: F32x8,
-    s: I32x8,
-    sub_scale: I32x8,
-    sub_minimum: I32x8,
-    scale: F32x8,
-    minimum: F32x8,
+    acc: F32xN,
+    s: I32xN,
+    sub_scale: I32xN,
+    sub_minimum: I32xN,
+    scale: F32xN,
+    minimum: F32xN,
     x_scales: F32,
     x_sums: I32,
     at: Int,
-) -> F32x8:
+) -> F32xN:
     """acc plus a block's two terms, with integer sub-scales and sub-minima of 6 bits.
 
     Bound: for 5-bit codes 63 * 32 * 31 * 127 = 7936992; for the sums 63 * 32 * 127 = 256032.
     """
-    x_scale = splat_f32(x_scales[at])
+    x_scale = spread_f32(x_scales[at], acc)
     acc = fma(to_f32(mul_i32(s, sub_scale)), mul_f32(scale, x_scale), acc)
-    sums = mul_i32(sub_minimum, broadcast_times(x_sums, 2 * at, 1))
+    sums = mul_i32(sub_minimum, broadcast_times(x_sums, 2 * at, 1, s))
     return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
 
 
@@ -92,12 +92,12 @@ def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Su
         return load_f16x8(scales, 8 * n)
 
     @subroutine
-    def add(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        return add_scaled(acc, sub_i32(s, broadcast_times(x_sums, 2 * at, zero)), scale, x_scales, at)
+    def add(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
+        return add_scaled(acc, sub_i32(s, broadcast_times(x_sums, 2 * at, zero, s)), scale, x_scales, at)
 
     @subroutine
-    def add_signed(acc: F32x8, s: I32x8, scale: F32x8, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
-        return add_scaled(acc, centred(s, broadcast_times(x_sums, 2 * at, 128)), scale, x_scales, at)
+    def add_signed(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
+        return add_scaled(acc, centred(s, broadcast_times(x_sums, 2 * at, 128, s)), scale, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
@@ -109,15 +109,15 @@ def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Su
 
 def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
     """A format with a scale and a minimum for 32 weights: 8 scales, then 8 minima, lie together."""
-    Weights = tuple[F32x8, F32x8]
+    Weights = tuple[F32xN, F32xN]
     code, size = coding.code, coding.bytes
 
     @subroutine
-    def load(codes: U8, scales: F16, n: Int) -> Weights:
+    def load(codes: U8, scales: F16, n: Int) -> tuple[F32x8, F32x8]:
         return load_f16x8(scales, 16 * n), load_f16x8(scales, 16 * n + 8)
 
     @subroutine
-    def add(acc: F32x8, s: I32x8, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+    def add(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
         scale, minimum = weights
         return add_with_minimum(acc, s, scale, minimum, x_scales, x_sums, at)
 
@@ -135,12 +135,12 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
     Of `scales`, 8 scales and 8 minima (signs flipped, so that both terms are added) lie together; of `codes`, eight blocks,
     then for each of them 8 sub-scales and 8 sub-minima.
     """
-    Weights = tuple[I32x8, I32x8, F32x8, F32x8]
+    Weights = tuple[I32xN, I32xN, F32xN, F32xN]
     code, size = coding.code, coding.bytes
     record = 8 * (size + 16)
 
     @subroutine
-    def load(codes: U8, scales: F16, n: Int) -> Weights:
+    def load(codes: U8, scales: F16, n: Int) -> tuple[I32x8, I32x8, F32x8, F32x8]:
         i, j = n // 8, n % 8
         subs = record * i + 8 * size + 16 * j
         return (
@@ -155,7 +155,7 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         return record * (n // 8) + size * (n % 8)
 
     @subroutine
-    def add(acc: F32x8, s: I32x8, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32x8:
+    def add(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
         sub_scale, sub_minimum, scale, minimum = weights
         return add_sub_scaled(acc, s, sub_scale, sub_minimum, scale, minimum, x_scales, x_sums, at)
 

@@ -9,7 +9,7 @@ A pointer is a flat, C-contiguous array; `x[i]` is its element, without a bounds
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 
@@ -40,6 +40,18 @@ class Vector:
     lanes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """A vector with `each` elements of `dtype` for each of N outputs; N is 8, or 16 where registers hold 64 bytes."""
+
+    dtype: str
+    each: int
+
+    def of(self, outputs: int) -> Vector:
+        """The vector for so many outputs."""
+        return Vector(self.dtype, self.each * outputs)
+
+
 Int = Annotated[int, Scalar("int64")]
 Int32 = Annotated[Any, Scalar("int32")]
 Float = Annotated[Any, Scalar("float32")]
@@ -59,3 +71,24 @@ I32x8 = Annotated[np.ndarray, Vector("int32", 8)]
 F32x8 = Annotated[np.ndarray, Vector("float32", 8)]
 PairSums = Annotated[np.ndarray, Vector("pair sums", 16)]
 QuadSums = Annotated[np.ndarray, Vector("quad sums", 8)]
+
+U8x64 = Annotated[np.ndarray, Vector("uint8", 64)]
+I8x64 = Annotated[np.ndarray, Vector("int8", 64)]
+I32x16 = Annotated[np.ndarray, Vector("int32", 16)]
+F32x16 = Annotated[np.ndarray, Vector("float32", 16)]
+PairSums32 = Annotated[np.ndarray, Vector("pair sums", 32)]
+
+# All those in one signature have the same N.
+U8xN = Annotated[np.ndarray, Vectors("uint8", 4)]
+I8xN = Annotated[np.ndarray, Vectors("int8", 4)]
+I32xN = Annotated[np.ndarray, Vectors("int32", 1)]
+F32xN = Annotated[np.ndarray, Vectors("float32", 1)]
+PairSumsN = Annotated[np.ndarray, Vectors("pair sums", 2)]
+
+
+def sized(type_: Any, outputs: int) -> Any:
+    """The type for N = `outputs`; of a tuple, that of its parts."""
+    if get_origin(type_) is tuple:
+        return tuple.__class_getitem__(tuple(sized(part, outputs) for part in get_args(type_)))
+    mark = type_.__metadata__[0]
+    return Annotated[np.ndarray, mark.of(outputs)] if isinstance(mark, Vectors) else type_

@@ -31,7 +31,7 @@ TARGETS = {
     "generic": Target(X86, "generic", ""),
     "avx2": Target(X86, "generic", AVX2),
     "avx-vnni": Target(X86, "generic", AVX2 + ",+avxvnni"),
-    "vnni": Target(X86, "generic", AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512vnni"),
+    "vnni": Target(X86, "generic", AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"),
     "neon": Target(ARM, "neoverse-n1", "+neon,+dotprod,+fullfp16"),
 }
 PRODUCTS = ("matmul_q4_0", "matmul_q8_0", "matmul_q4_k", "matmul_q6_k")
@@ -97,7 +97,7 @@ def code(name: str, level: str) -> str:
 @pytest.mark.parametrize(
     ("level", "has", "lacks"),
     [
-        ("vnni", r"vpdpbusd", r"pmaddubsw|zmm"),
+        ("vnni", r"vpdpbusd.*zmm", r"pmaddubsw"),
         ("avx-vnni", r"{vex}\tvpdpbusd", r"pmaddubsw|zmm|%ymm(1[6-9]|2\d|3\d)"),
         ("avx2", r"vpmaddubsw.*ymm", r"vpdpbusd|zmm|call"),
         ("generic", r"pmul|pmadd", r"ymm|pmaddubsw|vpdpbusd"),

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from kernels import dot, machine, simd
+from kernels import dot, machine, simd, wide
 from kernels.compiler import call
 from kernels.dot import (
     bit_pairs,
@@ -59,6 +59,7 @@ from kernels.simd import (
     rint_f32,
     splat_f32,
     splat_i32,
+    spread_f32,
     sqrt_f32,
     store_f16,
     store_f16x8,
@@ -95,7 +96,7 @@ def floats(rank: Int, size: Int, run: I64, out: F32, a: F32, b: F32, c: F32, n: 
         store_f32x8(out, o + 56, abs_f32(x))
         store_f32x8(out, o + 64, max_f32(x, y))
         store_f32x8(out, o + 72, min_f32(x, y))
-        store_f32x8(out, o + 80, splat_f32(a[i + 3]))
+        store_f32x8(out, o + 80, spread_f32(a[i + 3], x))
         store_f32x8(out, o + 88, splat_f32(sum_f32(x)))
         store_f32x8(out, o + 96, splat_f32(max_lane(x)))
         store_f32x8(out, o + 104, keep_below(x, np.int32(i), np.int32(n - 5), y))
@@ -127,8 +128,8 @@ def integers(rank: Int, size: Int, run: I64, out: I32, real: F32, a: I32, b: I32
         store_i32x8(out, o + 16, mul_i32(splat_i32(a[i] % 46341), splat_i32(b[i] % 46341)))
         store_i32x8(out, o + 24, splat_i32(sum_i32(splat_i32(a[i] // 8))))
         store_i32x8(out, o + 32, to_i32(load_f32x8(f, i)))
-        store_i32x8(out, o + 40, broadcast_times(e, i, 128))
-        store_i32x8(out, o + 48, broadcast_times(e, i + 5, 1))
+        store_i32x8(out, o + 40, broadcast_times(e, i, 128, x))
+        store_i32x8(out, o + 48, broadcast_times(e, i + 5, 1, x))
         store_f32x8(real, 2 * i, to_f32(x))
         store_f32x8(real, 2 * i + 8, power_of_two(load_i32x8(e, i)))
 
@@ -178,8 +179,8 @@ def octets(
         for _ in range(4):
             six = dot_i6(six, or_u8(low_nibbles(v), bit_pairs(v, 2)), broadcast_i8x4(s, i))
             eight_each = dot_i8(dot_i8(eight_each, v, broadcast_i8x4(s, i)), v, broadcast_i8x4(s, i))
-        store_i32x8(signed6, i // 4, centred(pair_sums(six), broadcast_times(totals, i // 32, 16)))
-        store_i32x8(signed8, i // 4, centred(eight_each, broadcast_times(totals, i // 32, 128)))
+        store_i32x8(signed6, i // 4, centred(pair_sums(six), broadcast_times(totals, i // 32, 16, eight_each)))
+        store_i32x8(signed8, i // 4, centred(eight_each, broadcast_times(totals, i // 32, 128, eight_each)))
 
 
 KERNELS = {
@@ -298,8 +299,8 @@ def test_compiled_equals_twin(name: str) -> None:
 def test_every_operation_is_tested() -> None:
     used = set().union(*(body.body.__code__.co_names for body in KERNELS.values()))
     here = {name for name, f in operations.items() if inspect.getmodule(f) in (simd, dot)}
-    assert here - used == {"vector_registers"}  # which is what it is for each processor
-    assert {inspect.getmodule(f) for f in operations.values()} <= {simd, dot, machine}
+    assert here - used == set()
+    assert {inspect.getmodule(f) for f in operations.values()} <= {simd, dot, machine, wide}  # `tests/test_wide.py`
 
 
 def test_fma_rounds_once() -> None:
