@@ -6,10 +6,12 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   tokenizer   byte-level BPE on the training stories                      tokenizer.json, ids.npz
   stable      float training at a constant rate, until --stable-tokens
               or until a file `decay_now` appears in the work folder      stable.pt
-  int4        from stable.pt, with the forward pass that the engine
-              computes: Q4_0 matrices, Q8_0 embedding, INT8 activations,
-              float16 cache; the rate falls to zero, the plainest stories int4.pt
-  float       from stable.pt, the same windows in float                   float.pt
+  float       from stable.pt, float; the rate falls to zero, the plainest
+              stories                                                     float.pt
+  int4        from stable.pt as well, the same windows, with the forward
+              pass that the engine computes (Q4_0 matrices, Q8_0
+              embedding, INT8 activations, float16 cache); learns from
+              the text and from the predictions of float.pt               int4.pt
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
               measured.json (bits per byte of the three) and samples.txt in the work folder
 

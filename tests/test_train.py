@@ -119,7 +119,7 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
     stage = loop.Stage("int4", True, 0, 2, True)
     with ThreadPoolExecutor(2) as pool:
         for step in range(2):
-            loop.train_step(model, rounded, batch, pool)
+            loop.train_step(model, rounded, tiny_model(6), batch, pool)
             before = [p.clone() for p in rounded.parameters()]
             optimizer.step(stage.factor(step), pool)
     story = data.Story("once upon a time there was a little fox " * 9, 1.0)
@@ -140,6 +140,16 @@ def test_windows_depend_only_on_seed_and_index() -> None:
     assert straight.shape == (200, 17)
     np.testing.assert_array_equal(resumed.take(123, 77), straight[123:])
     assert (data.Windows(ids, scores, 16, seed=7, copies=data.COPIES).take(0, 200) != straight).any()
+
+
+def test_a_share_of_the_loss_is_the_distance_to_a_teacher() -> None:
+    student, teacher = tiny_model(8), tiny_model(9)
+    windows = torch.randint(0, SHAPE.vocab, (2, 25))
+    with torch.no_grad():
+        p = teacher(windows[:, :-1], "bfloat16").double().softmax(-1)
+        expected = -(p * student(windows[:, :-1], "float32").double().log_softmax(-1)).sum(-1).mean()
+        expected = 0.25 * expected + 0.75 * student.loss(windows, "float32")
+    assert student.loss(windows, "float32", teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_validation_predicts_each_token_once() -> None:

@@ -76,11 +76,14 @@ def restore(path: Path, model: Llama, optimizer: Optimizer) -> int:
     return int(state["step"])
 
 
-def train_step(model: Llama, rounded: Llama | None, batch: torch.Tensor, pool: ThreadPoolExecutor) -> float:
+def train_step(
+    model: Llama, rounded: Llama | None, teacher: Llama | None, batch: torch.Tensor, pool: ThreadPoolExecutor
+) -> float:
     """Leave the mean gradient of `batch` (windows, T + 1) int64 in the parameters and return the loss in nats.
 
     rounded: none for float training; else a model that receives the weights as INT4 and computes as the engine does. Its
     gradient becomes that of `model`: straight through the rounding.
+    teacher: none, or a float model whose predictions are learned beside the text.
     """
     if rounded is not None:
         model.round_weights(into=rounded)
@@ -88,7 +91,7 @@ def train_step(model: Llama, rounded: Llama | None, batch: torch.Tensor, pool: T
     parameters = list(forward.parameters())
 
     def work(windows: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
-        loss = forward.loss(windows, mode)
+        loss = forward.loss(windows, mode, teacher)
         return loss.item(), torch.autograd.grad(loss, parameters)
 
     pieces = list(pool.map(work, batch.split(MICRO_BATCH)))
@@ -105,7 +108,7 @@ def quick_check(run: Run, model: Llama, rounded: Llama | None, pool: ThreadPoolE
     return bits_per_byte_quick(rounded, run.quick, run.quick_bytes_per_token, "int8", pool)
 
 
-def train(run: Run, stage: Stage, model: Llama, optimizer: Optimizer, step: int) -> int:
+def train(run: Run, stage: Stage, model: Llama, teacher: Llama | None, optimizer: Optimizer, step: int) -> int:
     """Train from `step` to the end of the stage, or until the file `decay_now` appears during a constant stage.
 
     Writes `<stage>.last.pt` every `save_every` steps, `<stage>.pt` at the end, and a row of `loss.csv` per report:
@@ -120,7 +123,7 @@ def train(run: Run, stage: Stage, model: Llama, optimizer: Optimizer, step: int)
     with ThreadPoolExecutor(run.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while step < stage.last_step and (stage.decay or not stop_file.exists()):
             batch = torch.from_numpy(run.windows.take(step * run.batch, run.batch))
-            losses.append(train_step(model, rounded, batch, pool))
+            losses.append(train_step(model, rounded, teacher, batch, pool))
             optimizer.step(stage.factor(step), pool)
             step += 1
             if step % run.report_every == 0 or step == stage.last_step:

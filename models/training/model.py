@@ -30,6 +30,7 @@ from models.training.quantization import (
 )
 
 TILE = 128
+TEACHER_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +157,18 @@ class Llama(nn.Module):
         x = F.rms_norm(x, (self.shape.hidden,), self.output_norm, self.shape.norm_epsilon)
         return Product.apply(fake_activation(x) if mode == "int8" else x, self.token_embd, mode != "bfloat16")
 
-    def loss(self, windows: torch.Tensor, mode: str) -> torch.Tensor:
-        """Mean cross-entropy in nats of predicting windows (B, T + 1) int64 from their first T tokens."""
-        logits = self(windows[:, :-1], mode).flatten(0, 1)
-        return F.cross_entropy(logits.float(), windows[:, 1:].flatten())
+    def loss(self, windows: torch.Tensor, mode: str, teacher: Llama | None = None) -> torch.Tensor:
+        """Mean cross-entropy in nats of predicting windows (B, T + 1) int64 from their first T tokens.
+
+        With a teacher, a float model, TEACHER_SHARE of it is the cross-entropy to its predictions (Hinton et al. 2015).
+        """
+        logits = self(windows[:, :-1], mode).flatten(0, 1).float()
+        loss = F.cross_entropy(logits, windows[:, 1:].flatten())
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = teacher(windows[:, :-1], "bfloat16").flatten(0, 1).float().softmax(-1)
+        return torch.lerp(loss, F.cross_entropy(logits, wanted), TEACHER_SHARE)
 
     def count(self) -> int:
         """Number of parameters."""

@@ -1,8 +1,9 @@
 """From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
 
-    stable    float, constant rate ----+--> int4    quantised forward, rate to zero: the model we ship
-                                       +--> float   float, rate to zero, same windows: the model to compare with (F16 file)
-                                                    and, rounded plainly, the INT4 file to compare with
+    stable    float, constant rate ----+--> float   float, rate to zero: the model to compare with (F16 file) and, rounded
+                                       |            plainly, the INT4 file to compare with
+                                       +--> int4    quantised forward, rate to zero, same windows, learning from the text
+                                                    and from the predictions of `float`: the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -72,7 +73,7 @@ def _prepare_ids(plan: Plan, tokenizer: Tokenizer, stories: list[data.Story]) ->
         return np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
 
 
-def _run_stage(run: loop.Run, plan: Plan, name: str, before: Path | None) -> Path:
+def _run_stage(run: loop.Run, plan: Plan, name: str, before: Path | None, teacher: Path | None = None) -> Path:
     """Run one stage to its end unless that was reached before; return the path of its checkpoint."""
     finished, unfinished = run.folder / f"{name}.pt", run.folder / f"{name}.last.pt"
     if finished.exists():
@@ -85,9 +86,8 @@ def _run_stage(run: loop.Run, plan: Plan, name: str, before: Path | None) -> Pat
     sys.stderr.write(f"{name}: {model.count() / 1e6:.2f} M parameters, from step {step}\n")
     tokens = plan.stable_tokens if before is None else plan.decay_tokens
     last = first + tokens // plan.tokens_per_step
-    loop.train(
-        run, loop.Stage(name, name == "int4", first, last, before is not None, WARMUP_STEPS), model, optimizer, step
-    )
+    stage = loop.Stage(name, name == "int4", first, last, before is not None, WARMUP_STEPS)
+    loop.train(run, stage, model, None if teacher is None else _load(plan, teacher)[0], optimizer, step)
     return finished
 
 
@@ -145,9 +145,10 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, windows, quick, bytes_per_token, plan.batch, 200, 50, plan.workers)
 
     stable = _run_stage(run, plan, "stable", None)
-    for name in ("int4", "float"):
+    teacher = None
+    for name in ("float", "int4"):
         run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES)
-        _run_stage(run, plan, name, stable)
+        teacher = _run_stage(run, plan, name, stable, teacher)
 
     float_model, tokens = _load(plan, plan.work / "float.pt")
     int4_model, _ = _load(plan, plan.work / "int4.pt")
