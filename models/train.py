@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--corpus", type=Path, required=True, help="folder with train.txt, valid.txt, index.tsv")
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
-    add("--stable-tokens", type=float, default=13e6, help="tokens at a constant rate (default: %(default).0f)")
+    add("--stable-tokens", type=float, default=12e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--decay-tokens", type=float, default=3e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
