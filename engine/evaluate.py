@@ -4,6 +4,7 @@
     bits per byte    sum of -log2 p, over the bytes of these tokens: comparable between vocabularies
     KL               sum p ln(p / q) of OTHER's prediction p and the model's q at a token, in nats; mean and 99th percentile
     top-1            how often both hold the same token to be the most likely
+    arithmetic       integers (our static INT8 form, and any model with --integer-only), or floats
     bits per weight  of the tensors as they are stored
     read, write      tokens a second: of this text, and generated one by one
 
@@ -18,9 +19,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -31,22 +32,12 @@ from engine.errors import EngineError, OptionError
 from engine.escape import escape
 from engine.explain import save_figure
 from engine.gguf import GGUFFile
-from engine.tokenizer import Tokenizer
+from engine.static_int8 import StaticFile, is_static
+
+if TYPE_CHECKING:
+    from engine.llm import LLM
 
 WINDOW, DECODED, ROWS_AT_ONCE = 512, 64, 64
-
-
-class Evaluated(Protocol):
-    """What can be evaluated: a loaded model."""
-
-    tokenizer: Tokenizer
-    context: int
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """(T, V) float32."""
-
-    def close(self) -> None:
-        """Done with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +45,7 @@ class Figures:
     """What was found of one model; None for what was not asked for, or can't be measured."""
 
     model: str
+    arithmetic: str
     size: int
     bits_per_weight: float
     tokens: int
@@ -66,14 +58,19 @@ class Figures:
     write: float | None
 
 
-def evaluate(path: str, text: str, against: str | None, tokens: int, threads: int | None) -> Figures:
-    """Evaluates a model on a text, against another.
+def evaluate(
+    path: str, text: str, against: str | None, tokens: int, threads: int | None, integer_only: bool = False
+) -> Figures:
+    """Evaluates a model on a text, against another, which runs as its file says whatever `integer_only` is.
 
     Raises EngineError for models that can't be read, texts that are too short, and models of different vocabularies.
     """
-    model = open_model(path, threads)
-    other = open_model(against, threads) if against else None
+    from engine.llm import load
+
+    model = load(path, threads=threads, integer_only=integer_only)
+    other = None
     try:
+        other = load(against, threads=threads) if against else None
         return _figures(path, model, other, text, tokens)
     finally:
         model.close()
@@ -81,18 +78,7 @@ def evaluate(path: str, text: str, against: str | None, tokens: int, threads: in
             other.close()
 
 
-def open_model(path: str, threads: int | None) -> Evaluated:
-    """A model to be evaluated: a GGUF file, or the `.json` or `.safetensors` file of our static INT8 form."""
-    if os.path.splitext(path)[1] in (".json", ".safetensors"):
-        from engine.static_int8 import StaticModel
-
-        return StaticModel(path)
-    from engine.llm import load
-
-    return load(path, threads=threads)
-
-
-def _figures(path: str, model: Evaluated, other: Evaluated | None, text: str, tokens: int) -> Figures:
+def _figures(path: str, model: LLM, other: LLM | None, text: str, tokens: int) -> Figures:
     stream = token_stream(model.tokenizer, text)[: tokens + 1]
     if other and token_stream(other.tokenizer, text[:10000]) != token_stream(model.tokenizer, text[:10000]):
         raise OptionError(f"{escape(path, 300)}: its vocabulary is not that of the model it is to be compared with")
@@ -125,6 +111,7 @@ def _figures(path: str, model: Evaluated, other: Evaluated | None, text: str, to
     size, bits = sizes(path)
     return Figures(
         model=path,
+        arithmetic="integers" if model.integer_only else "floats",
         size=size,
         bits_per_weight=bits,
         tokens=len(loss),
@@ -148,9 +135,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
 
 
-def _decoding_speed(model: Any, stream: list[int]) -> float | None:
-    """Tokens a second when they are generated one by one; None for a model that can't generate."""
-    if not hasattr(model, "generate") or model.context < 2 * DECODED:
+def _decoding_speed(model: LLM, stream: list[int]) -> float | None:
+    """Tokens a second when they are generated one by one; None for a model whose context is too short for that."""
+    if model.context < 2 * DECODED:
         return None
     timings = model.generate(stream[:DECODED], max_tokens=DECODED, ignore_eos=True).timings
     return float(timings.generated_tokens / timings.decode_s) if timings.decode_s else None
@@ -158,25 +145,25 @@ def _decoding_speed(model: Any, stream: list[int]) -> float | None:
 
 def sizes(path: str) -> tuple[int, float]:
     """The file's size in bytes, and the bits that a weight takes in it on average, scales included."""
-    if os.path.splitext(path)[1] in (".json", ".safetensors"):
-        from engine.static_int8 import stored_size
-
-        return stored_size(path)
+    if is_static(path):
+        with StaticFile.open(path) as form:
+            return form.size, form.bits_per_weight
     with GGUFFile.open(path) as file:
         weights = sum(math.prod(t.shape) for t in file.tensors.values())
         return file.size, 8 * sum(t.nbytes for t in file.tensors.values()) / weights
 
 
 COLUMNS = {
-    "model": "", "size": "MB", "bits_per_weight": "bits/weight", "perplexity": "perplexity", "bits_per_byte": "bits/byte",
-    "kl": "KL", "kl_99": "KL 99 %", "top_1": "top-1", "read": "read tok/s", "write": "write tok/s",
+    "model": "", "arithmetic": "arithmetic", "size": "MB", "bits_per_weight": "bits/weight", "perplexity": "perplexity",
+    "bits_per_byte": "bits/byte", "kl": "KL", "kl_99": "KL 99 %", "top_1": "top-1", "read": "read tok/s",
+    "write": "write tok/s",
 }  # fmt: skip
 
 
 def table(found: list[Figures]) -> str:
     """The figures as a Markdown table."""
     formats = {
-        "model": lambda v: escape(os.path.basename(v), 60), "size": lambda v: f"{v / 1e6:.2f}",
+        "model": lambda v: escape(os.path.basename(v), 60), "arithmetic": lambda v: v, "size": lambda v: f"{v / 1e6:.2f}",
         "bits_per_weight": lambda v: f"{v:.2f}", "perplexity": lambda v: f"{v:.4f}", "bits_per_byte": lambda v: f"{v:.4f}",
         "kl": lambda v: f"{v:.5f}", "kl_99": lambda v: f"{v:.4f}", "top_1": lambda v: f"{v:.2%}",
         "read": lambda v: f"{v:.0f}", "write": lambda v: f"{v:.0f}",
@@ -223,6 +210,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--text", required=True, metavar="FILE", help="held-out text, UTF-8")
     made.add_argument("--against", metavar="OTHER", help="the model to compare predictions with")
     made.add_argument(
+        "--integer-only", action="store_true", help="compute the models in integers alone, GGUF files too; not OTHER"
+    )
+    made.add_argument(
         "--tokens", type=options.whole(2, 1 << 30), default=1 << 15, help="of the text to use (default: %(default)s)"
     )
     made.add_argument("--plot", metavar="FILE.png", help="draw size against loss")
@@ -236,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(given: argparse.Namespace) -> None:
     text = read_text(given.text)
-    found = [evaluate(path, text, given.against, given.tokens, given.threads) for path in given.models]
+    found = [
+        evaluate(path, text, given.against, given.tokens, given.threads, given.integer_only) for path in given.models
+    ]
     sys.stdout.write(table(found))
     if given.plot:
         plot(found, given.plot)

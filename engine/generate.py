@@ -26,7 +26,11 @@ def parser() -> argparse.ArgumentParser:
     made = options.parser("generate", "Continue a text. The text goes to stdout as it comes, figures to stderr.")
     made.add_argument("prompt", nargs="?", help="the text to continue; - reads it from stdin")
     made.add_argument("--file", metavar="FILE", help="read the text to continue from a file")
-    made.add_argument("--model", metavar="FILE", help="a GGUF file (default: the small model that comes along)")
+    made.add_argument(
+        "--model",
+        metavar="FILE",
+        help="a GGUF file, or our static INT8 form (default: the small model that comes along)",
+    )
     made.add_argument(
         "--chat", action="store_true", help="the text is a message: answer it by the model's chat template"
     )

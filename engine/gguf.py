@@ -51,7 +51,17 @@ class GGUFFile:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Maps a file and checks all of its header; raises FileError, one line, for whatever is wrong with it."""
         name = os.fspath(path)
-        mapped = _map_file(name)
+        return cls._checked(name, _map_file(name))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Self:
+        """The same for a file that lies inside of another; `name` is what errors call it. At least one byte."""
+        mapped = mmap.mmap(-1, len(data))
+        mapped[:] = data
+        return cls._checked(name, mapped)
+
+    @classmethod
+    def _checked(cls, name: str, mapped: mmap.mmap) -> Self:
         try:
             header = Header(name, mapped)
             header.read()

@@ -98,6 +98,11 @@ class GGUFWriter:
                 raise
 
 
+def header_bytes(keys: Mapping[str, Key]) -> bytes:
+    """A whole file that has keys and no tensors."""
+    return _header(keys, [], 32)[0]
+
+
 def _header(keys: Mapping[str, Key], tensors: Sequence[NewTensor], alignment: int) -> tuple[bytes, list[int]]:
     """All before the data, padded, and where each tensor's bytes begin in the file."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))]

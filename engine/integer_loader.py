@@ -1,6 +1,7 @@
-"""From a GGUF file to an integer-only model: the float model is calibrated on a text, turned into integers, and let go.
+"""Models in integers alone, from a static INT8 form or from a GGUF file that is calibrated on a text first.
 
-    load_gguf -> ranges over a text -> static scales -> INT8 weights, int32 sums, the table of integer steps
+    static INT8  ──────────────────────────────────────────┐
+    GGUF -> float model -> scales over a text -> static INT8 ─┴> INT8 weights, int32 sums, the table of integer steps
 
 After loading, no floating-point instruction runs: not in the forward pass, not in sampling.
 """
@@ -14,22 +15,43 @@ from typing import Any
 import numpy as np
 
 from engine.errors import FileError, OptionError
+from engine.escape import escape
 from engine.gguf import GGUFFile
 from engine.gguf_types import SUPPORTED
-from engine.integer_calibration import TEXT, calibration_windows, observe_ranges, rope_divisors
+from engine.integer_calibration import HEADROOM, TEXT, calibrated_scales, calibration_windows
 from engine.kernel_cache import prepare
 from engine.loader import Loaded, checked_context, load_gguf
+from engine.static_int8 import StaticFile
 from engine.threads import LOOP_KERNELS, Team
+from engine.tokenizer import Tokenizer
 from kernels.integer_rope import integer_tables
 from kernels.registry import Kernel
 from kernels.rope_table import rope_tables
 from kernels.run import run_block
+from models.config import ModelConfig, expected_tensors
 from models.integer import forward
 from models.integer_forward import IntegerForward
-from models.integer_scales import Integers
+from models.integer_scales import integer_weights
 from models.integer_state import IntegerState
-from models.state import plan
+from models.quantizers.static import Static, from_floats
+from models.state import Limits, plan
 from models.steps import Steps
+
+
+def load_static(
+    path: str | os.PathLike[str], threads: int, context: int | None, chunk: int, also: list[Kernel]
+) -> Loaded:
+    """Load a model in our static INT8 form: NAME.safetensors or NAME.json.
+
+    Raises:
+        FileError: for a form that can't be read, or that does not fit into these integers.
+        OptionError: for a context that the model can't have.
+    """
+    begin = time.perf_counter()
+    with StaticFile.open(path) as file:
+        limits = _limits(file.config, context, threads, chunk, file.path)
+        template = file.vocabulary.string("tokenizer.chat_template", "")
+        return _ready(file.static, limits, file.tokenizer, template, also, begin, file.path, "quantise the model again")
 
 
 def load_integer(
@@ -40,7 +62,7 @@ def load_integer(
     also: list[Kernel],
     calibration: str | None = None,
 ) -> Loaded:
-    """Load a model for integers alone, calibrated on a text (None: on a short one that comes along, said on stderr).
+    """Load a GGUF file for integers alone, calibrated on a text (None: on a short one that comes along, said on stderr).
 
     Raises:
         FileError: for a file that can't be read, or a model that does not fit into these integers.
@@ -50,40 +72,63 @@ def load_integer(
     if calibration is not None and not calibration.strip():
         raise OptionError("calibration: the text is empty; give some hundred words like those that the model will read")
     floats = load_gguf(path, threads, None, chunk, [])
-    try:
-        config = floats.config
-        positions = checked_context(config, context, os.fspath(path))
-        if calibration is None:
-            sys.stderr.write(f"{os.fspath(path)}: no static scales, calibrating on a short built-in text\n")
-        ranges = observe_ranges(floats, calibration_windows(floats, TEXT if calibration is None else calibration))
-        divisors = rope_divisors(floats)
-    finally:
-        floats.team.close()
-    floats = _without_arrays(floats)
     with GGUFFile.open(path) as file:
-        types = {name: info.type for name, info in file.tensors.items()}
-        limits = plan(config, types, positions, threads, chunk)
         try:
-            weights = Integers(config, lambda name: _tensor(file, name), ranges).weights()
-        except ValueError as error:
-            raise FileError(f"{file.path}: integer-only: {error}; load it without integer_only") from None
+            limits = _limits(floats.config, context, threads, chunk, file.path)
+            if calibration is None:
+                sys.stderr.write(f"{file.path}: no static scales, calibrating on a short built-in text\n")
+            windows = calibration_windows(floats, TEXT if calibration is None else calibration)
+            scales = calibrated_scales(floats, windows, lambda name: float_tensor(file, name), headroom=HEADROOM)
+        finally:
+            floats.team.close()
+        floats = _without_arrays(floats)
+        static = from_floats(floats.config, lambda name: float_tensor(file, name), scales)
+        advice = "load it without integer_only"
+        made = _ready(static, limits, floats.tokenizer, floats.chat_template, also, begin, file.path, advice)
+    return replace(made, compile_s=floats.compile_s + made.compile_s)
+
+
+def float_tensor(file: GGUFFile, name: str) -> np.ndarray:
+    """A tensor in float32."""
+    info = file.tensor(name)
+    values = SUPPORTED[info.type].dequantize(file.data(name)).reshape(info.shape)
+    file.release(name)
+    return values
+
+
+def _limits(config: ModelConfig, context: int | None, threads: int, chunk: int, path: str) -> Limits:
+    """What the state is made for; the cache is not float32, whatever the types."""
+    types = dict.fromkeys(expected_tensors(config), "Q8_0")
+    return plan(config, types, checked_context(config, context, path), threads, chunk)
+
+
+def _ready(
+    static: Static,
+    limits: Limits,
+    tokenizer: Tokenizer,
+    template: str | None,
+    also: list[Kernel],
+    begin: float,
+    path: str,
+    advice: str,
+) -> Loaded:
+    """What runs, of a static model; `path` and `advice` are for an error."""
+    config = static.config
+    try:
+        weights = integer_weights(static)
+        divisors = static.outer.get("rope_freqs.weight")
+        cos, sin = integer_tables(*rope_tables(limits.context, config.rope_dims, config.rope_base, divisors))
+    except ValueError as error:
+        raise FileError(f"{escape(path, 300)}: integer-only: {escape(str(error), 300)}; {advice}") from None
     state = IntegerState(config, limits)
-    cos, sin = integer_tables(*rope_tables(limits.context, config.rope_dims, config.rope_base, divisors))
     written = IntegerForward(config, weights, state, cos, sin)
     forward(written)
-    compile_s = floats.compile_s + prepare([*LOOP_KERNELS, *written.steps.kernels, *also])
-    team = Team(threads, run_block(limits.rows))
-    seconds = time.perf_counter() - begin
-    return replace(
-        floats,
-        weights=weights,
-        state=state,
-        steps=written.steps,
-        table=written.steps.table(),
-        team=team,
-        load_s=seconds,
-        compile_s=compile_s,
-        logit_bits=weights.logit_bits,
+    compile_s = prepare([*LOOP_KERNELS, *written.steps.kernels, *also])
+    team = Team(limits.workers, run_block(limits.rows))
+    seconds, bits = time.perf_counter() - begin, weights.logit_bits
+    table = written.steps.table()
+    return Loaded(
+        config, tokenizer, weights, state, written.steps, table, team, template or None, seconds, compile_s, bits
     )
 
 
@@ -91,11 +136,3 @@ def _without_arrays(floats: Loaded) -> Loaded:
     """The model without what takes memory, which is let go before the integers are made."""
     nothing: Any = None
     return replace(floats, weights=nothing, state=nothing, steps=Steps(), table=np.empty(0, np.int64))
-
-
-def _tensor(file: GGUFFile, name: str) -> np.ndarray:
-    """A tensor in float32."""
-    info = file.tensor(name)
-    values = SUPPORTED[info.type].dequantize(file.data(name)).reshape(info.shape)
-    file.release(name)
-    return values

@@ -20,13 +20,15 @@ import numpy as np
 import models.pretrained
 from engine import kernel_cache
 from engine.errors import ContextError, EngineError, FileError, OptionError
-from engine.integer_loader import load_integer
+from engine.escape import escape
+from engine.integer_loader import load_integer, load_static
 from engine.integer_sampling import INTEGER_SAMPLING_KERNELS, IntegerSampling
 from engine.loader import Loaded, load_gguf
 from engine.queueing import Queue
 from engine.results import Generation, Piece, Score, Timings
 from engine.sampling import SAMPLING_KERNELS, Sampling
 from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options, whole
+from engine.static_int8 import is_static
 from engine.text import TextStream
 from engine.threads import default_threads
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, STOP, TOKEN, WIDTH
@@ -41,6 +43,7 @@ class LLM:
 
     Attributes:
         name, config, tokenizer: Of the model; context: positions that the cache holds.
+        integer_only: Whether it runs in integers alone.
         load_s: Seconds that loading took; compile_s: those of them that compiling kernels took.
         last: Finish reason and timings of the last generation that came to its end.
     """
@@ -49,6 +52,7 @@ class LLM:
         self.name = name
         self.config = loaded.config
         self.tokenizer = loaded.tokenizer
+        self.integer_only = loaded.logit_bits is not None
         self.context = loaded.state.limits.context
         self.load_s, self.compile_s = loaded.load_s, loaded.compile_s
         self._loaded = loaded
@@ -319,12 +323,14 @@ def load(
     """Load a model.
 
     Args:
-        model: Path of a GGUF file (default: the small model that comes along).
+        model: Path of a GGUF file, or of a static INT8 form, which always runs in integers alone (default: the small model
+            that comes along).
         threads: How many compute (default: the physical cores that this process may use).
         context: Positions that the cache holds (default: what the model was trained for, at most 2048).
         chunk: Prompt tokens computed in one run.
         cache: Folder in which compiled kernels are kept (default: `$INTENGINE_CACHE`, or in the user's cache folder).
-        integer_only: Run without any floating-point instruction: static INT8 weights and activations, calibrated on a text.
+        integer_only: Run without any floating-point instruction: static INT8 weights and activations; a GGUF file is
+            calibrated on a text.
         calibration: That text (default: a short one that comes along); only with integer_only.
 
     Raises:
@@ -335,12 +341,13 @@ def load(
             whole(name, value, 1, high)
     path = DEFAULT_MODEL if model is None else model
     kernel_cache.use(None if cache is None else Path(cache))
+    count, name = threads or default_threads(), os.fspath(path)
+    if is_static(path):
+        if calibration is not None:
+            raise OptionError(f"calibration: a text is given, but {escape(name, 300)} holds its scales; leave it away")
+        return LLM(load_static(path, count, context, chunk, list(INTEGER_SAMPLING_KERNELS)), name)
     if integer_only:
-        kernels = list(INTEGER_SAMPLING_KERNELS)
-        return LLM(
-            load_integer(path, threads or default_threads(), context, chunk, kernels, calibration), os.fspath(path)
-        )
+        return LLM(load_integer(path, count, context, chunk, list(INTEGER_SAMPLING_KERNELS), calibration), name)
     if calibration is not None:
         raise OptionError("calibration: a text is given, but the model is not loaded with integer_only=True; add that")
-    loaded = load_gguf(path, threads or default_threads(), context, chunk, list(SAMPLING_KERNELS))
-    return LLM(loaded, os.fspath(path))
+    return LLM(load_gguf(path, count, context, chunk, list(SAMPLING_KERNELS)), name)

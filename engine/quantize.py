@@ -28,18 +28,18 @@ from engine.errors import FileError, OptionError
 from engine.escape import escape
 from engine.float_source import FloatSource, float_source
 from engine.gguf_writer import GGUFWriter, Key, NewTensor
-from engine.static_int8 import stem_of, tensor_writer, write_description
+from engine.static_int8 import stem_of, write_form
 from models.config import expected_tensors
 from models.quantizers.calibrate import Emit, Model, awq_layers, gptq_layers, round_tensor
 from models.quantizers.choice import FILE_TYPES, FLOATS, TYPES, choose_types
 from models.quantizers.observers import OBSERVERS
 from models.quantizers.sensitivity import choose_mixed, measure
-from models.quantizers.static import quantize_static, stored_shapes
+from models.quantizers.static import SMOOTH, from_floats
+from models.state import CHUNK
 
 METHODS = ("round", "gptq", "awq-scale")
 TOKENS, WINDOW = 16384, 512  # of the calibration
 MEASURED_WINDOWS, MEASURED_LENGTH = 4, 256  # for sensitivities
-SMOOTH = 0.5
 Layers = Callable[[Model, Mapping[str, str], list[np.ndarray], Emit], Iterator[str]]
 
 
@@ -92,16 +92,26 @@ def mixed_types(source: FloatSource, texts: list[np.ndarray], bits: float) -> di
     return {name: chosen.get(name, "F32") for name in shapes}
 
 
-def write_static(source: FloatSource, out: str, texts: list[np.ndarray], observer: str, smooth: float) -> None:
-    """Writes our static INT8 form: NAME.safetensors, NAME-vocab.gguf and, last, NAME.json."""
-    stem = stem_of(out)
-    shapes = expected_tensors(source.config)
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
-    with tensor_writer(f"{stem}.safetensors", stored_shapes(source.config)) as write, _bar(total) as bar:
-        for name in quantize_static(source.model, texts, observer, smooth, write):
-            bar.update(int(np.prod(shapes[name])))
-    tokens = sum(map(len, texts))
-    write_description(out, source.config, source.keys, {"observer": observer, "smooth": smooth, "tokens": tokens})
+def write_static(
+    source: FloatSource, out: str, texts: list[np.ndarray], observer: str, smooth: float, threads: int | None = None
+) -> None:
+    """Writes our static INT8 form, NAME.safetensors and NAME.json, by what the float model shows when it runs the texts."""
+    from engine.integer_calibration import calibrated_scales
+    from engine.loader import load_gguf
+    from engine.threads import default_threads
+
+    stem_of(out)
+    config, read = source.config, source.model.read
+    sys.stderr.write(f"{source.path}: running the calibration text\n")
+    loaded = load_gguf(source.path, threads or default_threads(), None, CHUNK, [])
+    try:
+        scales = calibrated_scales(loaded, [ids.tolist() for ids in texts], read, observer, smooth)
+    finally:
+        loaded.team.close()
+    del loaded  # the float model's memory, before the integers are made
+    calibration = {"observer": observer, "smooth": smooth, "tokens": sum(map(len, texts))}
+    with _bar(sum(int(np.prod(shape)) for shape in expected_tensors(config).values())) as bar:
+        write_form(out, from_floats(config, read, scales), source.keys, calibration, bar.update)
 
 
 def _keys(source: FloatSource, label: str) -> dict[str, Key]:
@@ -163,7 +173,8 @@ def _quantize(given: argparse.Namespace) -> None:
         )
         if static:
             assert texts is not None
-            write_static(source, given.out, texts, given.observer, SMOOTH if given.smooth is None else given.smooth)
+            smooth = SMOOTH if given.smooth is None else given.smooth
+            write_static(source, given.out, texts, given.observer, smooth, given.threads)
             return
         label = given.type or "Q4_0"
         if given.bits is None:

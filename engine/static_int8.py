@@ -1,10 +1,10 @@
-"""Our static INT8 form on disk, and a model in it as the evaluation sees it.
+"""Our static INT8 form on disk: all that a model needs to run in integers alone, in two files.
 
-    NAME.json           what it is: format, version, the model's sizes, how it was calibrated, and the names of the other two
-    NAME.safetensors    codes and scales; see models/quantizers/static.py
-    NAME-vocab.gguf     the vocabulary: a GGUF file without tensors
+    NAME.safetensors    codes and scales, see `models/quantizers/static.py`; the vocabulary, as the bytes of a GGUF file that
+                        has keys and no tensors (uint8, `vocabulary`)
+    NAME.json           what it is: format, version, the model's sizes, how it was calibrated
 
-The JSON file is written last: where it is, the others are complete.
+The JSON file is written last: where it is, the other is complete. A form is opened by the name of either.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -23,33 +24,72 @@ from engine.atomic_file import atomic_file
 from engine.errors import FileError, OptionError
 from engine.escape import escape, listed
 from engine.gguf import GGUFFile
-from engine.gguf_writer import GGUFWriter, Key
+from engine.gguf_writer import Key, header_bytes
 from engine.tokenizer import Tokenizer
 from models.config import ModelConfig
-from models.quantizers.static import Static, stored_shapes
+from models.quantizers.static import Shapes, Static, layer_shapes, outer_shapes, stored_shapes
 
-FORMAT, VERSION = "intengine-static-int8", 1
-SAFETENSORS = {"int8": "I8", "float32": "F32"}
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+FORMAT, VERSION = "intengine-static-int8", 2
+ENDS = (".safetensors", ".json")
+DTYPES = {"int8": "I8", "uint8": "U8", "float32": "F32"}
+MOST_DESCRIPTION = 1 << 16  # bytes; ours are below 1000
+MOST_VOCABULARY = 256 << 20
+ENTRY = 512  # bytes of a safetensors header for each tensor, at most; ours are about 100
+VOCABULARY = "vocabulary"
 
 
-def stem_of(path: str) -> str:
+def is_static(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name is that of a static form."""
+    return os.path.splitext(os.fspath(path))[1].lower() in ENDS
+
+
+def stem_of(path: str | os.PathLike[str]) -> str:
     """NAME of NAME.json or NAME.safetensors; raises OptionError for other names."""
-    stem, end = os.path.splitext(path)
-    if end not in (".json", ".safetensors"):
-        raise OptionError(f"{escape(path, 300)}: expected a name that ends in .safetensors")
-    return stem
+    if not is_static(path):
+        raise OptionError(f"{escape(os.fspath(path), 300)}: expected a name that ends in .safetensors")
+    return os.path.splitext(os.fspath(path))[0]
+
+
+# ---- writing ----
+
+
+def write_form(
+    path: str, static: Static, keys: Mapping[str, Key], calibration: Mapping[str, Any], done: Callable[[int], object]
+) -> None:
+    """Writes a form, a layer at a time.
+
+    Args:
+        path: NAME.safetensors or NAME.json.
+        keys: Of the float model's file; those of the vocabulary are kept.
+        calibration: How its scales were found, for whoever reads the description.
+        done: Is told how many weights have been written since it was last told.
+    """
+    stem, config = stem_of(path), static.config
+    kept = {
+        k: v for k, v in keys.items() if k.startswith("tokenizer.") or k in ("general.architecture", "general.name")
+    }
+    vocabulary = np.frombuffer(header_bytes(kept), np.uint8)
+    shapes = {VOCABULARY: ("uint8", vocabulary.shape)} | stored_shapes(config)
+    with _tensor_writer(f"{stem}.safetensors", shapes) as write:
+        write(VOCABULARY, vocabulary)
+        for i in (None, *range(config.layers)):
+            part, prefix = (static.outer, "") if i is None else (static.layer(i), f"blk.{i}.")
+            for name, values in part.items():
+                write(prefix + name, values)
+                done(0 if name.endswith("scale") else values.size)
+    description = {"format": FORMAT, "version": VERSION, "model": asdict(config), "calibration": dict(calibration)}
+    with atomic_file(f"{stem}.json") as file:
+        file.write(json.dumps(description, indent=2).encode() + b"\n")
 
 
 @contextmanager
-def tensor_writer(path: str, shapes: Shapes) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """A safetensors file being written: gives a function that takes a tensor's next rows, in any order of tensors."""
+def _tensor_writer(path: str, shapes: Shapes) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """A safetensors file being written: gives a function that takes a tensor, in any order."""
     entries, places, offset = {}, {}, 0
     for name, (dtype, shape) in shapes.items():
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        entries[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        places[name] = [offset, offset + nbytes]
-        offset += nbytes
+        end = offset + _nbytes(dtype, shape)
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        places[name], offset = offset, end
     header = json.dumps({"__metadata__": {"format": FORMAT}, **entries}).encode()
     header += b" " * (-len(header) % 8)
     with atomic_file(path) as file:
@@ -57,103 +97,158 @@ def tensor_writer(path: str, shapes: Shapes) -> Iterator[Callable[[str, np.ndarr
         file.truncate(8 + len(header) + offset)
 
         def write(name: str, data: np.ndarray) -> None:
-            at, end = places[name]
-            assert data.dtype == shapes[name][0] and at + data.nbytes <= end, name
-            file.seek(8 + len(header) + at)
-            file.write(np.ascontiguousarray(data).tobytes())
-            places[name][0] += data.nbytes
+            assert (str(data.dtype), data.shape) == shapes[name], name
+            file.seek(8 + len(header) + places.pop(name))
+            file.write(np.ascontiguousarray(data).data)
 
         yield write
-        assert all(at == end for at, end in places.values()), "a tensor wasn't written in full"
+        assert not places, "tensors were not written"
 
 
-def write_description(path: str, config: ModelConfig, keys: Mapping[str, Key], calibration: Mapping[str, Any]) -> None:
-    """Writes the vocabulary, and last the JSON file that makes the form complete."""
-    stem = stem_of(path)
-    kept = {
-        k: v for k, v in keys.items() if k.startswith("tokenizer.") or k in ("general.architecture", "general.name")
-    }
-    with GGUFWriter(f"{stem}-vocab.gguf", kept, []):
-        pass
-    found = {
-        "format": FORMAT,
-        "version": VERSION,
-        "weights": os.path.basename(stem) + ".safetensors",
-        "vocabulary": os.path.basename(stem) + "-vocab.gguf",
-        "model": asdict(config),
-        "calibration": dict(calibration),
-    }
-    with atomic_file(f"{stem}.json") as file:
-        file.write(json.dumps(found, indent=2).encode() + b"\n")
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
-def read_static(path: str) -> tuple[Static, Tokenizer]:
-    """Reads NAME.json (or NAME.safetensors) and what it names; raises FileError, one line, for whatever is wrong."""
-    stem = stem_of(path)
-    shown = escape(f"{stem}.json", 300)
-    try:
-        with open(f"{stem}.json", encoding="utf-8") as file:
-            found = json.loads(file.read(1 << 20))
-        if found["format"] != FORMAT or found["version"] != VERSION:
-            raise FileError(
-                f"{shown}: is {escape(str(found['format']))} {found['version']}, expected {FORMAT} {VERSION}"
+# ---- reading ----
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticFile:
+    """An open static form: checked in full but for the tensors' values, which are checked as they are read.
+
+    Attributes:
+        path: Of the safetensors file.
+        size: Bytes of both files.
+        vocabulary: The keys of the vocabulary, and of the chat template.
+    """
+
+    path: str
+    size: int
+    config: ModelConfig
+    vocabulary: GGUFFile
+    tokenizer: Tokenizer
+    _file: Any
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Opens a form; raises FileError, one line, for whatever is wrong with it."""
+        stem = stem_of(path)
+        name, description = f"{stem}.safetensors", f"{stem}.json"
+        size = _regular(name, "is missing; the .json file belongs to it")
+        size += _regular(description, f"is missing; {escape(name, 300)} alone is not a model of our static INT8 form")
+        config = _description(description)
+        file = _checked(name, stored_shapes(config))
+        try:
+            data = file.get_tensor(VOCABULARY).tobytes()
+            vocabulary = GGUFFile.from_bytes(data, f"{name}: {VOCABULARY}")
+            tokenizer = Tokenizer.from_gguf(vocabulary.metadata, config.vocab_size, f"{name}: {VOCABULARY}")
+        except BaseException:
+            file.__exit__(None, None, None)
+            raise
+        return cls(name, size, config, vocabulary, tokenizer, file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.__exit__(kind, error, at)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensors as they are stored, scales included."""
+        shapes = stored_shapes(self.config)
+        weights = sum(int(np.prod(shape)) for name, (_, shape) in shapes.items() if not name.endswith("scale"))
+        return 8 * sum(_nbytes(*kind) for kind in shapes.values()) / weights
+
+    @property
+    def static(self) -> Static:
+        """The model. Its layers are read when they are asked for, until the file is closed."""
+        layer = layer_shapes(self.config)
+        return Static(self.config, self._part(outer_shapes(self.config), ""), lambda i: self._part(layer, f"blk.{i}."))
+
+    def _part(self, shapes: Shapes, prefix: str) -> dict[str, np.ndarray]:
+        return {name: self._tensor(prefix + name) for name in shapes}
+
+    def _tensor(self, name: str) -> np.ndarray:
+        """A tensor whose values can be computed with."""
+        values: np.ndarray = self._file.get_tensor(name)
+        if values.dtype == np.int8:
+            if values.min() < -127:
+                _fail(
+                    self.path, f"tensor '{name}': holds the code -128, expected -127 to 127; quantise the model again"
+                )
+        elif not np.isfinite(values).all():
+            _fail(
+                self.path, f"tensor '{name}': holds NaN or infinity, expected finite numbers; quantise the model again"
             )
-        config = ModelConfig(**found["model"])
-        names = [str(found[key]) for key in ("weights", "vocabulary")]
-    except OSError as error:
-        raise FileError(f"{shown}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FileError(f"{shown}: is not a description of a static INT8 model: {escape(str(error))}") from None
-    if any(os.path.basename(name) != name or not name for name in names):
-        raise FileError(f"{shown}: names files outside of its folder; expected names without a path")
-    folder = os.path.dirname(stem)
-    tensors = _tensors(os.path.join(folder, names[0]), stored_shapes(config))
-    vocabulary = os.path.join(folder, names[1])
-    with GGUFFile.open(vocabulary) as file:
-        tokenizer = Tokenizer.from_gguf(file.metadata, config.vocab_size, vocabulary)
-    return Static(config, tensors), tokenizer
+        elif name.endswith("scale") and not (values > 0).all():
+            _fail(self.path, f"tensor '{name}': a scale is {values.min()}, expected above 0; quantise the model again")
+        return values
 
 
-def _tensors(path: str, shapes: Shapes) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, which must be those of `shapes`, no more and no less."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _fail(path: str, text: str) -> NoReturn:
+    raise FileError(f"{escape(path, 300)}: {text}")
 
-    shown = escape(path, 300)
+
+def _regular(path: str, missing: str) -> int:
+    """The size of a regular file."""
+    if not os.path.exists(path):
+        _fail(path, missing)
+    if not os.path.isfile(path):
+        _fail(path, "is not a regular file; name a file of our static INT8 form")
+    return os.path.getsize(path)
+
+
+def _description(path: str) -> ModelConfig:
+    """The model's sizes, of a form and a version that we know."""
     try:
-        found = load_file(path)
-    except FileNotFoundError:
-        raise FileError(f"{shown}: is missing; the .json file names it") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileError(f"{shown}: can't be read as safetensors: {escape(str(error))}") from None
-    wrong = [name for name in shapes if name not in found] + [name for name in found if name not in shapes]
-    wrong += [n for n, (d, s) in shapes.items() if n in found and (str(found[n].dtype) != d or found[n].shape != s)]
-    wrong += [n for n, values in found.items() if values.dtype == np.float32 and not np.isfinite(values).all()]
+        with open(path, "rb") as file:
+            text = file.read(MOST_DESCRIPTION + 1)
+        if len(text) > MOST_DESCRIPTION:
+            _fail(path, f"is longer than {MOST_DESCRIPTION} bytes; it is not the description of a static INT8 model")
+        found = json.loads(text)
+        kind = found["format"], found["version"]
+        if kind != (FORMAT, VERSION):
+            shown = " ".join(escape(str(part)) for part in kind)
+            _fail(path, f"is {shown}, expected {FORMAT} {VERSION}; quantise the model again")
+        return ModelConfig(**found["model"])
+    except OSError as error:
+        _fail(path, f"can't be read: {escape(error.strerror or str(error))}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        _fail(path, f"is not a description of a static INT8 model: {escape(str(error))}; quantise the model again")
+
+
+def _checked(path: str, shapes: Shapes) -> Any:
+    """The open safetensors file, which has the tensors of `shapes` and a vocabulary, no more and no less."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(8)
+        length, most = int.from_bytes(start, "little"), 4096 + ENTRY * len(shapes)
+        if length > most:  # before anything parses it
+            _fail(path, f"its header has {length} bytes, expected at most {most}; it is not of our static INT8 form")
+        file = safe_open(path, framework="numpy")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        _fail(path, f"can't be read as safetensors: {escape(str(error))}; get a sound copy")
+    dtype, shape = found.pop(VOCABULARY, ("none", (0,)))
+    if dtype != "U8" or len(shape) != 1 or not 0 < shape[0] <= MOST_VOCABULARY:
+        _fail(
+            path,
+            f"tensor '{VOCABULARY}': is {dtype} {shape}, expected U8 with the bytes of a GGUF file without tensors",
+        )
+    expected = {name: (DTYPES[dtype], shape) for name, (dtype, shape) in shapes.items()}
+    missing = [name for name in expected if name not in found]
+    beyond = [name for name in found if name not in expected]
+    other = [
+        f"{name} {found[name][0]} {found[name][1]}, expected {kind[0]} {kind[1]}"
+        for name, kind in expected.items()
+        if name in found and found[name] != kind
+    ]
+    parts = ((missing, "missing"), (beyond, "not expected"), (other, "of another type or shape"))
+    wrong = [f"{len(names)} {text}: {listed(names, 8)}" for names, text in parts if names]
     if wrong:
-        raise FileError(f"{shown}: tensors missing, not expected, of another shape, or not finite: {listed(wrong, 8)}")
-    return found
-
-
-def stored_size(path: str) -> tuple[int, float]:
-    """Bytes of the three files, and bits a weight, scales included."""
-    stem = stem_of(path)
-    static, _ = read_static(path)
-    nbytes = sum(values.nbytes for values in static.tensors.values())
-    weights = sum(values.size for name, values in static.tensors.items() if not name.endswith("_scale"))
-    files = (f"{stem}.json", f"{stem}.safetensors", f"{stem}-vocab.gguf")
-    return sum(os.path.getsize(name) for name in files), 8 * nbytes / weights
-
-
-class StaticModel:
-    """A static INT8 model, computed in NumPy: for measuring, not for speed."""
-
-    def __init__(self, path: str) -> None:
-        self._static, self.tokenizer = read_static(path)
-        self.context = self._static.config.context_length
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """The logits after each of the ids, (T, V) float32."""
-        return self._static.forward(np.asarray(ids))
-
-    def close(self) -> None:
-        """Nothing to end."""
+        _fail(path, f"tensors: {'; '.join(wrong)}")
+    return file

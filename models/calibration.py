@@ -3,7 +3,8 @@
     ObservedForward   writes the usual forward pass, and marks where which rows of the scratch are complete
     Ranges            the largest size of each channel at each mark, over all rows of the calibration text
 
-Only maxima are kept. They don't depend on an order of adding, so a calibration gives the same numbers on every machine.
+Maxima don't depend on an order of adding, so these are the same numbers on every machine. Observers that want more than them
+(`quantizers/observers.py`) watch a second run.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,8 @@ class Mark:
 class ObservedForward(Forward):
     """A forward pass whose steps are marked.
 
-    Names: `x` (the residual stream, wherever it is), `logits`; of layer i `i.attn_in`, `i.q`, `i.k` (both turned), `i.v`,
-    `i.attn_out`, `i.ffn_in`, `i.gate`, `i.up`, `i.product`; `output_in`.
+    Names: `x` (the residual stream, wherever it is), `output_in`, `logits`; of layer I, behind `blk.I.`: `attn_in`, `q` and
+    `k` (both turned), `v`, `attn_out`, `ffn_in`, `up`, `product`.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -56,7 +57,7 @@ class ObservedForward(Forward):
         made = super().rms_norm(x, weight, readers, out, count)
         layer, second = divmod(self._norms, 2)
         self._norms += 1
-        self._mark("output_in" if count == LOGIT_ROWS else f"{layer}.{'ffn_in' if second else 'attn_in'}", made)
+        self._mark("output_in" if count == LOGIT_ROWS else f"blk.{layer}.{'ffn_in' if second else 'attn_in'}", made)
         return made
 
     def linear(
@@ -72,21 +73,20 @@ class ObservedForward(Forward):
         """As written, and marked: q and k have turned."""
         super().rope_and_store(q, k, v, layer)
         for name, rows in (("q", q), ("k", k), ("v", v)):
-            self._mark(f"{layer}.{name}", rows)
+            self._mark(f"blk.{layer}.{name}", rows)
 
     def attention(self, q: Rows, layer: int, readers: list[Matrix], out: str) -> Rows:
         """As written, and marked."""
         self._layer = layer
         made = super().attention(q, layer, readers, out)
-        self._mark(f"{layer}.attn_out", made)
+        self._mark(f"blk.{layer}.attn_out", made)
         return made
 
     def silu_gate(self, gate: Rows, up: Rows, readers: list[Matrix], out: str) -> Rows:
-        """As written; gate and up are marked before, the product after."""
-        self._mark(f"{self._layer}.gate", gate)
-        self._mark(f"{self._layer}.up", up)
+        """As written; up is marked before, the product after."""
+        self._mark(f"blk.{self._layer}.up", up)
         made = super().silu_gate(gate, up, readers, out)
-        self._mark(f"{self._layer}.product", made)
+        self._mark(f"blk.{self._layer}.product", made)
         return made
 
     def _rows(self, name: str, width: int, count: int, readers: list[Matrix]) -> Rows:
@@ -94,13 +94,14 @@ class ObservedForward(Forward):
         return replace(super()._rows(name, width, count, readers), values=self._scratch[name])
 
 
+Watch = Callable[[str, np.ndarray], None]  # a name and its rows, (rows, width) float32, to be read at once
 Ranges = dict[str, np.ndarray]  # name -> (width,) float32, the largest sizes
 
 
 def observe(
-    table: np.ndarray, marks: list[Mark], run: np.ndarray, go: Callable[[np.ndarray], bool], ranges: Ranges
+    table: np.ndarray, marks: list[Mark], run: np.ndarray, go: Callable[[np.ndarray], bool], watch: Watch
 ) -> None:
-    """Run a table once, piece by piece, and widen `ranges` by what lies at the marks; `go` runs a table."""
+    """Run a table once, piece by piece, and show `watch` what lies at the marks; `go` runs a table."""
     done = 0
     for end in [*sorted({mark.steps for mark in marks}), len(table)]:
         if end > done:
@@ -110,6 +111,13 @@ def observe(
             done = end
         for mark in marks:
             if mark.steps == end:
-                rows = mark.values[: run[mark.count], : mark.width]
-                largest = np.abs(rows).max(0, initial=0.0)
-                ranges[mark.name] = np.maximum(ranges.get(mark.name, np.float32(0.0)), largest)
+                watch(mark.name, mark.values[: run[mark.count], : mark.width])
+
+
+def widening(ranges: Ranges) -> Watch:
+    """A watch that widens `ranges` to the largest sizes of each channel."""
+
+    def watch(name: str, rows: np.ndarray) -> None:
+        ranges[name] = np.maximum(ranges.get(name, np.float32(0.0)), np.abs(rows).max(0, initial=0.0))
+
+    return watch

@@ -1,180 +1,156 @@
-"""From the ranges of a model's activations to static scales, and from its tensors to integers.
+"""From static scales to multipliers and shifts: what a step of the integer-only forward pass needs of a static INT8 model.
 
-Every activation that a product reads has one scale for each channel, which costs nothing: the step that writes the codes
-has a ratio for each channel anyway, and the matrix that reads them has the scale in its column. What the weights of a column
-pay for a small range of its activation is balanced (SmoothQuant: Xiao et al., 2023, equation 4, alpha = 1/2):
+A step turns integers of one scale into integers of another, so all it needs is the ratio of the two. Those of the embedding,
+the norms and the products end in `models/quantizers/static.py`'s scales; between them are fixed points: the residual stream
+and the logits have powers of two, the gate 2^-20, attention's means 2^-16 of a value's step.
 
-    scale[c] ~ sqrt(largest activation of c / largest weight of column c), so that the largest code of any channel is 127
-
-Keys have one scale for each rotary pair, which is folded into the queries. Only +, -, *, / and sqrt are used here, so that a
-file and a text give the same integers on every machine.
+Keys have one scale for each rotary pair, which is folded into the queries. Only +, -, *, / and sqrt are used here, so that
+the same model gives the same integers on every machine.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.integer_attention import QUOTIENT_BITS
 from kernels.integer_exp import ARGUMENT_BITS
-from kernels.integer_gate import GATE_BITS, UP_BITS
-from kernels.integer_logits import LOGIT_BITS
+from kernels.integer_gate import GATE_BITS
 from kernels.integer_norm import MOST_CHANNELS, UNIT_BITS
-from kernels.integer_residual import CALIBRATED_BITS
-from kernels.integer_rope import EXTRA_BITS, q_limit
-from kernels.rope import rope_pairs
-from models.calibration import Ranges
-from models.config import ModelConfig
-from models.integer_weights import Fixed, IntegerLayer, IntegerWeights, integer_matrix, row_codes
+from kernels.integer_rope import EXTRA_BITS
+from models.integer_weights import Fixed, IntegerLayer, IntegerMatrix, IntegerWeights, integer_matrix
+from models.quantizers.static import (
+    LARGEST,
+    MOST_LOGIT_BITS,
+    ROWS_AT_ONCE,
+    Arrays,
+    Static,
+    for_queries,
+    largest_of_pairs,
+    row_codes,
+)
 from models.weights import padded
 
-LARGEST = 127
-HEADROOM = 1.1  # times what a short text shows; measured: costs nothing, and a text of 250 tokens loses a third less
 LOG2E = 1.4426950408889634
-Q_HEADROOM = 4.0  # times what calibration saw; 16 bits can spare it
-SMALLEST = 1e-5  # of the largest range: what counts as the range of a channel that was never seen to move
 PRODUCT_BITS = 26
-Tensors = Callable[[str], np.ndarray]
+LEAST_LOGIT_BITS = 0
+MOST_RESIDUAL_BITS = 100
 
 
-def bits_above(x: float) -> int:
-    """The least n for which x < 2^n; x is positive."""
-    return math.frexp(x)[1]
-
-
-def seen(largest: np.ndarray) -> np.ndarray:
-    """Ranges in float64, none of them 0."""
-    wide = largest.astype(np.float64)
-    return np.maximum(wide, max(SMALLEST * wide.max(initial=0.0), 1e-30))
-
-
-def balanced_scales(largest: np.ndarray, readers: list[np.ndarray]) -> np.ndarray:
-    """What one step of each channel's INT8 code is worth, (K,) float64; readers: matrices (N, K) that read the channels."""
-    columns = np.abs(readers[0]).max(0)
-    for weight in readers[1:]:
-        columns = np.maximum(columns, np.abs(weight).max(0))
-    range_ = seen(largest)
-    unit = np.sqrt(range_ / seen(columns))
-    return unit * ((range_ / unit).max() / LARGEST)
-
-
-class Integers:
-    """Makes the integer weights of one model, a layer at a time; `tensor(name)` gives a tensor in float32.
+def integer_weights(static: Static) -> IntegerWeights:
+    """The integer weights of a static model, made a layer at a time.
 
     Raises:
-        ValueError: from any method, when something does not fit into its integers.
+        ValueError: something of it does not fit into its integers.
     """
+    config = static.config
+    if config.hidden_size > MOST_CHANNELS:
+        raise ValueError(f"hidden_size is {config.hidden_size}, expected at most {MOST_CHANNELS}")
+    return _Integers(static).weights()
 
-    def __init__(self, config: ModelConfig, tensor: Tensors, ranges: Ranges) -> None:
-        if config.hidden_size > MOST_CHANNELS:
-            raise ValueError(f"hidden_size is {config.hidden_size}, expected at most {MOST_CHANNELS}")
-        self.config, self.tensor = config, tensor
-        self.ranges = {name: largest * np.float32(HEADROOM) for name, largest in ranges.items()}
-        self.residual_bits = CALIBRATED_BITS - bits_above(float(seen(self.ranges["x"]).max()))
 
-    def _residual(self, scales: np.ndarray) -> Fixed:
-        """From a scale to the residual stream's."""
-        return Fixed.of(scales * 2.0**self.residual_bits)
+def power_of_two(scale: np.ndarray, name: str, low: int, high: int) -> int:
+    """n of a scale 2^-n; raises ValueError for another scale, or an n outside of low .. high."""
+    mantissa, exponent = math.frexp(float(scale[0]))
+    if mantissa != 0.5 or not low <= 1 - exponent <= high:
+        raise ValueError(f"{name}.scale is {scale[0]}, expected a power of two from 2^-{high} to 2^{-low}")
+    return 1 - exponent
 
-    def _norm(self, name: str, scales: np.ndarray) -> Fixed:
-        """From `kernels/integer_norm.py`'s unit to the codes of a norm."""
-        ratios = self.tensor(name).astype(np.float64) * math.sqrt(self.config.hidden_size) / scales
-        return Fixed.of(ratios * 2.0**-UNIT_BITS)
+
+class _Integers:
+    """Makes the integer weights of one model."""
+
+    def __init__(self, static: Static) -> None:
+        self.config, self.static = static.config, static
+        self.residual_bits = power_of_two(static.outer["x.scale"], "x", -MOST_RESIDUAL_BITS, MOST_RESIDUAL_BITS)
 
     def weights(self) -> IntegerWeights:
         """All of them."""
-        c = self.config
-        table = self.tensor("token_embd.weight")
-        codes, rows = row_codes(table, np.ones(c.hidden_size))
+        c, t = self.config, self.static.outer
         embedding = np.zeros((c.vocab_size, padded(c.hidden_size)), np.int8)
-        embedding[:, : c.hidden_size] = codes
-        layers = tuple(self.layer(i) for i in range(c.layers))
-        head = table if c.tied_embeddings else self.tensor("output.weight")
-        scales = balanced_scales(self.ranges["output_in"], [head])
-        output, sums = integer_matrix(head, scales)
-        logit_bits = min(24, LOGIT_BITS - bits_above(float(seen(self.ranges["logits"]).max())))
+        embedding[:, : c.hidden_size] = t["token_embd.weight"]
+        logit_bits = power_of_two(t["logits.scale"], "logits", LEAST_LOGIT_BITS, MOST_LOGIT_BITS)
         eps = round(c.hidden_size * c.rms_eps * 4.0**self.residual_bits)
         if eps >= 2**61:
             raise ValueError(f"the norms' epsilon, {c.rms_eps}, is too large beside the activations")
+        head = tied_output(t) if c.tied_embeddings else t
         return IntegerWeights(
             embedding,
-            self._residual(rows),
-            layers,
-            self._norm("output_norm.weight", scales),
-            output,
-            Fixed.of(sums * 2.0**logit_bits),
+            self._residual(t["token_embd.weight_scale"]),
+            tuple(IntegerLayer(**self._attention(part), **self._feed_forward(part)) for part in self._layers()),
+            self._norm(t["output_norm.weight"], t["output_in.scale"]),
+            _matrix(head, "output"),
+            Fixed.of(_wide(head["output.weight_scale"]) * 2.0**logit_bits),
             eps,
             logit_bits,
         )
 
-    def layer(self, i: int) -> IntegerLayer:
-        """Layer i."""
-        return IntegerLayer(**self._attention(i), **self._feed_forward(i))
+    def _layers(self) -> Any:
+        return (self.static.layer(i) for i in range(self.config.layers))
 
-    def _attention(self, i: int) -> dict[str, Any]:
-        c, block = self.config, f"blk.{i}."
-        q, k, v, o = (self.tensor(f"{block}attn_{name}.weight") for name in ("q", "k", "v", "output"))
-        biases = [self.tensor(f"{block}attn_{n}.bias") if c.attention_bias else None for n in "qkv"]
-        h_scales = balanced_scales(self.ranges[f"{i}.attn_in"], [q, k, v])
-        (q_codes, q_sums), (k_codes, k_sums), (v_codes, v_sums) = (
-            integer_matrix(weight, h_scales, bias) for weight, bias in zip((q, k, v), biases)
-        )
-        k_scales = self._key_scales(seen(self.ranges[f"{i}.k"]))
-        of_query = np.repeat(k_scales.reshape(c.kv_heads, c.head_size), c.heads // c.kv_heads, 0)
-        q_range = seen(self.ranges[f"{i}.q"]).reshape(c.heads, c.head_size) * of_query
-        scores = q_range.max(1) * (Q_HEADROOM / q_limit(c.head_size))  # what a step of q . k is worth, for each head
-        q_scales = (scores[:, None] / of_query).reshape(-1)
-        v_scales = seen(self.ranges[f"{i}.v"]) / LARGEST
+    def _residual(self, scales: np.ndarray) -> Fixed:
+        """From a scale to the residual stream's."""
+        return Fixed.of(_wide(scales) * 2.0**self.residual_bits)
+
+    def _norm(self, weight: np.ndarray, scales: np.ndarray) -> Fixed:
+        """From `kernels/integer_norm.py`'s unit to the codes of a norm."""
+        return Fixed.of(_wide(weight) * math.sqrt(self.config.hidden_size) / _wide(scales) * 2.0**-UNIT_BITS)
+
+    def _attention(self, t: Arrays) -> dict[str, Any]:
+        c = self.config
+        k_scales, v_scales, o_scales = (_wide(t[f"{name}.scale"]) for name in ("k", "v", "attn_out"))
+        if not np.array_equal(largest_of_pairs(c, k_scales), k_scales):
+            raise ValueError("k.scale: differs inside of a rotary pair, expected one scale for both of its elements")
+        q_sums, k_sums, v_sums = (_wide(t[f"attn_{name}.weight_scale"]) for name in "qkv")
+        scores = _wide(t["scores.scale"])
+        q_scales = (scores[:, None] / for_queries(c, k_scales)).reshape(-1)
         rope = [q_sums / q_scales * 2.0**EXTRA_BITS, k_sums / k_scales * 2.0**EXTRA_BITS, v_sums / v_scales]
-        octaves = scores / math.sqrt(c.head_size) * LOG2E * 2.0**ARGUMENT_BITS
-        o_scales = balanced_scales(self.ranges[f"{i}.attn_out"], [o])
-        o_codes, o_sums = integer_matrix(o, o_scales)
-        means = np.repeat(v_scales.reshape(c.kv_heads, c.head_size), c.heads // c.kv_heads, 0).reshape(-1)
+        means = for_queries(c, v_scales).reshape(-1)
         return {
-            "attn_norm": self._norm(f"{block}attn_norm.weight", h_scales),
-            "q": q_codes,
-            "k": k_codes,
-            "v": v_codes,
+            "attn_norm": self._norm(t["attn_norm.weight"], t["attn_in.scale"]),
+            "q": _matrix(t, "attn_q"),
+            "k": _matrix(t, "attn_k"),
+            "v": _matrix(t, "attn_v"),
             "rope": Fixed.of(np.concatenate(rope)),
-            "heads": Fixed.of(octaves),
+            "heads": Fixed.of(scores / math.sqrt(c.head_size) * LOG2E * 2.0**ARGUMENT_BITS),
             "attn_out": Fixed.of(means / o_scales * 2.0**-QUOTIENT_BITS),
-            "attn_output": o_codes,
-            "attn_add": self._residual(o_sums),
+            "attn_output": _matrix(t, "attn_output"),
+            "attn_add": self._residual(t["attn_output.weight_scale"]),
         }
 
-    def _key_scales(self, largest: np.ndarray) -> np.ndarray:
-        """One scale for both elements of each rotary pair, (G * D,)."""
-        c = self.config
-        pairs, spacing, distance = rope_pairs(c.rope_style, c.rope_dims)
-        heads = largest.reshape(c.kv_heads, c.head_size).copy()
-        first = spacing * np.arange(pairs)
-        both = np.maximum(heads[:, first], heads[:, first + distance])
-        heads[:, first], heads[:, first + distance] = both, both
-        return heads.reshape(-1) / LARGEST
-
-    def _feed_forward(self, i: int) -> dict[str, Any]:
-        block = f"blk.{i}.ffn_"
-        gate, up, down = (self.tensor(f"{block}{name}.weight") for name in ("gate", "up", "down"))
-        h_scales = balanced_scales(self.ranges[f"{i}.ffn_in"], [gate, up])
-        gate_codes, gate_sums = integer_matrix(gate, h_scales)
-        up_codes, up_sums = integer_matrix(up, h_scales)
-        scales = balanced_scales(self.ranges[f"{i}.product"], [down])
-        down_codes, down_sums = integer_matrix(down, scales)
-        up_range, product = seen(self.ranges[f"{i}.up"]), seen(self.ranges[f"{i}.product"])
-        above = np.frexp(product / up_range)[1]
-        lost = np.clip(above + GATE_BITS + UP_BITS - PRODUCT_BITS, 1, 40)
+    def _feed_forward(self, t: Arrays) -> dict[str, Any]:
+        up, product = _wide(t["up.scale"]), _wide(t["product.scale"])
+        # the product's fixed point: its largest code has PRODUCT_BITS bits
+        above = np.frexp(LARGEST * product / up)[1]
+        lost = np.clip(above + GATE_BITS - PRODUCT_BITS, 1, 40)
         shifts = np.ones(padded(len(lost)), np.int32)
         shifts[: len(lost)] = lost
-        ratios = up_range / scales * 2.0 ** (lost - GATE_BITS - UP_BITS)
         return {
-            "ffn_norm": self._norm(f"{block}norm.weight", h_scales),
-            "ffn_gate": gate_codes,
-            "ffn_up": up_codes,
-            "gate": Fixed.of(gate_sums * 2.0**GATE_BITS),
-            "up": Fixed.of(up_sums / up_range * 2.0**UP_BITS),
+            "ffn_norm": self._norm(t["ffn_norm.weight"], t["ffn_in.scale"]),
+            "ffn_gate": _matrix(t, "ffn_gate"),
+            "ffn_up": _matrix(t, "ffn_up"),
+            "gate": Fixed.of(_wide(t["ffn_gate.weight_scale"]) * 2.0**GATE_BITS),
+            "up": Fixed.of(_wide(t["ffn_up.weight_scale"]) / up),
             "product_shifts": shifts,
-            "product": Fixed.of(ratios),
-            "ffn_down": down_codes,
-            "ffn_add": self._residual(down_sums),
+            "product": Fixed.of(up / product * 2.0 ** (lost - GATE_BITS)),
+            "ffn_down": _matrix(t, "ffn_down"),
+            "ffn_add": self._residual(t["ffn_down.weight_scale"]),
         }
+
+
+def _wide(scales: np.ndarray) -> np.ndarray:
+    return scales.astype(np.float64)
+
+
+def _matrix(t: Arrays, name: str) -> IntegerMatrix:
+    return integer_matrix(t[f"{name}.weight"], t[f"{name}.weight_scale"], t.get(f"{name}.bias"))
+
+
+def tied_output(t: Arrays) -> dict[str, np.ndarray]:
+    """The output matrix that the embedding serves as: its rows coded again, with `output_in`'s scales in the columns."""
+    table, rows = t["token_embd.weight"], t["token_embd.weight_scale"]
+    codes, scales = np.empty(table.shape, np.int8), np.empty(len(table), np.float32)
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        codes[part], scales[part] = row_codes(table[part] * rows[part, None], t["output_in.scale"])
+    return {"output.weight": codes, "output.weight_scale": scales}

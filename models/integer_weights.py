@@ -4,7 +4,7 @@
        └── layers: IntegerLayer ── attn_norm, q, k, v, rope, heads, attn_out, attn_output, attn_add,
                                    ffn_norm, ffn_gate, ffn_up, gate, up, product_shifts, product, ffn_down, ffn_add
 
-`integer_scales.py` finds them from a model's tensors and the ranges of its activations.
+`integer_scales.py` finds them from a model in static INT8 (`quantizers/static.py`).
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,6 @@ import numpy as np
 from kernels.integer_matmul import pack_integer
 from kernels.integer_rescale import multipliers_and_shifts
 from models.weights import padded
-
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,37 +90,14 @@ class IntegerWeights:
     logit_bits: int
 
 
-def row_codes(weight: np.ndarray, column_scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric INT8 for each row.
-
-    Args:
-        weight: (N, K) float32.
-        column_scales: (K,) float64, what one step of an input is worth.
-
-    Returns:
-        (N, K) int8 in -127 .. 127 and (N,) float64, the scale of each row's sums; 1 for a row of zeros.
-    """
-    N = len(weight)
-    codes, scales = np.empty(weight.shape, np.int8), np.empty(N)
-    for start in range(0, N, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        folded = weight[rows] * column_scales
-        scale = np.abs(folded).max(1) / 127
-        scale[scale == 0] = 1
-        codes[rows] = np.rint(folded / scale[:, None])
-        scales[rows] = scale
-    return codes, scales
-
-
-def integer_matrix(
-    weight: np.ndarray, column_scales: np.ndarray, bias: np.ndarray | None = None
-) -> tuple[IntegerMatrix, np.ndarray]:
-    """A float matrix (N, K) and its bias (N,) as INT8; with it the scales of its sums, (N,) float64.
+def integer_matrix(codes: np.ndarray, sums: np.ndarray, bias: np.ndarray | None = None) -> IntegerMatrix:
+    """A matrix as its kernel takes it: codes (N, K) int8, the scales of its sums (N,), a bias (N,) in float32.
 
     Raises:
         ValueError: its sums may not fit into int32.
     """
-    codes, scales = row_codes(weight, column_scales)
-    whole = np.zeros(len(codes), np.int64) if bias is None else np.rint(bias / scales).astype(np.int64)
+    whole = np.zeros(len(codes), np.int64)
+    if bias is not None:
+        whole[:] = np.clip(np.rint(bias.astype(np.float64) / sums), -(2.0**40), 2.0**40)  # beyond is refused below
     packed, corrected = pack_integer(codes, whole)
-    return IntegerMatrix(codes.shape[0], codes.shape[1], packed, corrected), scales
+    return IntegerMatrix(codes.shape[0], codes.shape[1], packed, corrected)

@@ -63,9 +63,14 @@ def test_table_of_several_models(tmp_path: Path, text: str, capsys: pytest.Captu
     capsys.readouterr()
     assert main([a, static, "--text", text, "--against", a, "--tokens", "60", "--threads", "1", "--json"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    assert len(table) == 4 and all(line.count("|") == 11 for line in table)
+    assert len(table) == 4 and all(line.count("|") == 12 for line in table)
     figures = json.loads(last)
-    assert [f["model"] for f in figures] == [a, static] and figures[1]["write"] is None and figures[1]["kl"] < 0.05
+    assert [f["model"] for f in figures] == [a, static] and figures[1]["write"] > 0 and figures[1]["kl"] < 0.05
+    assert [f["arithmetic"] for f in figures] == ["floats", "integers"]
+    assert 8 < figures[1]["bits_per_weight"] < 10
+    assert main([a, "--integer-only", "--text", text, "--against", a, "--tokens", "60", "--threads", "1", "--json"]) == 0
+    (alone,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert alone["arithmetic"] == "integers" and 0 < alone["kl"] < 0.05
     pytest.importorskip("matplotlib")
     assert main([a, "--text", text, "--tokens", "60", "--threads", "1", "--plot", picture]) == 0
     assert Path(picture).read_bytes()[:4] == b"\x89PNG"

@@ -12,11 +12,9 @@ import pytest
 import tiny
 import truth
 
-from engine.errors import FileError
 from engine.float_source import float_source
 from engine.gguf import GGUFFile
 from engine.quantize import main
-from engine.static_int8 import StaticModel, read_static, stored_size
 from kernels.block_types import QUANTIZERS
 from models.config import expected_tensors
 from models.quantizers.choice import choose_types, fitting
@@ -242,52 +240,6 @@ def test_observers(kind: str, limit: float) -> None:
         watched.watch(np.clip(spread * random.standard_normal((300, 400)), -2.5, 2.5))
     watched.watch(np.array([50.0, np.nan, np.inf]))
     assert 2.2 < watched.limit() <= limit or watched.limit() == limit == 50
-
-
-def test_static_form(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for arch in ("llama", "qwen2"):
-        tiny.write(tmp_path / "a.gguf", arch, "F32")
-        out = tmp_path / "b.safetensors"
-        arguments = [str(tmp_path / "a.gguf"), str(out), "--activations", "static", "--text", text, "--tokens", "2048"]
-        assert main(arguments) == 0
-        model = StaticModel(str(out))
-        ids = model.tokenizer.encode(TEXT[:90])
-        reference = truth.forward(tmp_path / "a.gguf", ids)
-        assert truth.kl(reference, model.logits(ids)) < 0.05
-        assert 8 < stored_size(str(out))[1] < 9
-    assert sorted(p.name for p in tmp_path.glob("b*")) == ["b-vocab.gguf", "b.json", "b.safetensors"]
-    from safetensors.numpy import load_file
-
-    stored = load_file(out)
-    assert stored["blk.0.ffn_up.weight"].dtype == np.int8 and stored["blk.0.ffn_up.input_scale"].shape == (1,)
-    capsys.readouterr()
-
-
-def test_static_forms_that_are_wrong(tmp_path: Path, text: str) -> None:
-    tiny.write(tmp_path / "a.gguf", "llama", "F32")
-    out = tmp_path / "b.json"
-    assert main([str(tmp_path / "a.gguf"), str(out), "--activations", "static", "--text", text, "--tokens", "512"]) == 0
-    whole, weights = out.read_text(), tmp_path / "b.safetensors"
-    data = weights.read_bytes()
-    swaps = {
-        '"version": 1': '"version": 9',
-        '"heads": 4': '"heads": 0',
-        '"layers": 3': '"layers": 4',
-        '"b.safetensors"': '"../b.safetensors"',
-    }
-    for wrong in ("", "[]", "{}", *(whole.replace(*swap) for swap in swaps.items())):
-        out.write_text(wrong)
-        with pytest.raises(FileError) as caught:
-            read_static(str(out))
-        assert "\n" not in str(caught.value)
-    out.write_text(whole)
-    for cut in (data[:100], data[:-1], data + b"x", b"\xff" * 200):
-        weights.write_bytes(cut)
-        with pytest.raises(FileError, match="safetensors"):
-            read_static(str(out))
-    weights.unlink()
-    with pytest.raises(FileError, match="missing"):
-        read_static(str(out))
 
 
 def test_options_that_do_not_go_together(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,10 @@
     attn_output    <- rows of v             ffn_down    <- rows of up      (shared by all heads that share a value head)
 
 AWQ scales up the columns that meet large inputs, so that rounding harms them less: s = (mean |x|)^a, a chosen for each
-group by the error of its rounded products. SmoothQuant moves the range of inputs into the weights: s = max |x|^a /
-max |w|^(1 - a), where x / s is then rounded with one scale for all columns.
+group by the error of its rounded products. (SmoothQuant, which scales the same columns, needs no folding in static INT8:
+there each channel has a ratio of its own anyway, see `static.py`.)
 
-Sources: Lin et al., "AWQ", 2023, section 3.2; Xiao et al., "SmoothQuant", 2022, section 4.
+Source: Lin et al., "AWQ", 2023, section 3.2.
 """
 
 from collections.abc import Iterable
@@ -61,15 +61,6 @@ def _divide_rows(layer: Layer, name: str, scale: np.ndarray) -> None:
     layer[name] = layer[name] / scale[:, None]
     if name + ".bias" in layer:
         layer[name + ".bias"] = layer[name + ".bias"] / scale
-
-
-def smooth_scale(config: ModelConfig, layer: Layer, group: Group, largest: np.ndarray, power: float) -> np.ndarray:
-    """SmoothQuant's s (K,) for a group whose inputs reach `largest` (K,); columns that are always 0 keep 1."""
-    weights = np.max([np.abs(layer[name]).max(0) for name in group], axis=0)
-    x, w = shared(config, group, largest), shared(config, group, weights)
-    sound = (x > 0) & (w > 0)
-    found = np.where(sound, np.where(sound, x, 1) ** power / np.where(sound, w, 1) ** (1 - power), 1.0)
-    return _limited(found)
 
 
 def awq_scale(

@@ -1,4 +1,4 @@
-"""Observers: which range of a product's inputs the 8-bit codes shall cover, from what a calibration text shows.
+"""Observers: which range of an activation the 8-bit codes shall cover, from what a calibration text shows.
 
     min-max       the largest |x| seen
     percentile    the |x| that all but one in ten thousand stay below: rare giants are clamped
