@@ -31,7 +31,7 @@ from engine.calibration_text import read_text, token_stream
 from engine.errors import EngineError, OptionError
 from engine.escape import escape
 from engine.explain import save_figure
-from engine.gguf import GGUFFile
+from engine.open_model import open_model
 from engine.static_int8 import StaticFile, is_static
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def sizes(path: str) -> tuple[int, float]:
     if is_static(path):
         with StaticFile.open(path) as form:
             return form.size, form.bits_per_weight
-    with GGUFFile.open(path) as file:
+    with open_model(path) as file:
         weights = sum(math.prod(t.shape) for t in file.tensors.values())
         return file.size, 8 * sum(t.nbytes for t in file.tensors.values()) / weights
 

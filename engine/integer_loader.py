@@ -1,6 +1,6 @@
-"""Models in integers alone, from a static INT8 form or from a GGUF file that is calibrated on a text first.
+"""Models in integers alone, from a static INT8 form, or from a GGUF file or Hugging Face folder calibrated on a text first.
 
-    static INT8  ──────────────────────────────────────────┐
+    static INT8  ────────────────────────────────────────────┐
     GGUF -> float model -> scales over a text -> static INT8 ─┴> INT8 weights, int32 sums, the table of integer steps
 
 After loading, no floating-point instruction runs: not in the forward pass, not in sampling.
@@ -21,6 +21,7 @@ from engine.gguf_types import SUPPORTED
 from engine.integer_calibration import HEADROOM, TEXT, calibrated_scales, calibration_windows
 from engine.kernel_cache import prepare
 from engine.loader import Loaded, checked_context, load_gguf
+from engine.open_model import open_model
 from engine.static_int8 import StaticFile
 from engine.threads import LOOP_KERNELS, Team
 from engine.tokenizer import Tokenizer
@@ -62,7 +63,9 @@ def load_integer(
     also: list[Kernel],
     calibration: str | None = None,
 ) -> Loaded:
-    """Load a GGUF file for integers alone, calibrated on a text (None: on a short one that comes along, said on stderr).
+    """Load a GGUF file or a Hugging Face folder for integers alone, calibrated on a text.
+
+    calibration: The text (None: a short one that comes along, said on stderr).
 
     Raises:
         FileError: for a file that can't be read, or a model that does not fit into these integers.
@@ -72,7 +75,7 @@ def load_integer(
     if calibration is not None and not calibration.strip():
         raise OptionError("calibration: the text is empty; give some hundred words like those that the model will read")
     floats = load_gguf(path, threads, None, chunk, [])
-    with GGUFFile.open(path) as file:
+    with open_model(path) as file:
         try:
             limits = _limits(floats.config, context, threads, chunk, file.path)
             if calibration is None:

@@ -25,6 +25,7 @@ from engine.errors import FileError, OptionError
 from engine.escape import escape, listed
 from engine.gguf import GGUFFile
 from engine.gguf_writer import Key, header_bytes
+from engine.safetensors_file import MAX_HEADER, SafetensorsFile, read_json
 from engine.tokenizer import Tokenizer
 from models.config import ModelConfig
 from models.quantizers.static import Shapes, Static, layer_shapes, outer_shapes, stored_shapes
@@ -32,7 +33,8 @@ from models.quantizers.static import Shapes, Static, layer_shapes, outer_shapes,
 FORMAT, VERSION = "intengine-static-int8", 2
 ENDS = (".safetensors", ".json")
 DTYPES = {"int8": "I8", "uint8": "U8", "float32": "F32"}
-MOST_DESCRIPTION = 1 << 16  # bytes; ours are below 1000
+NUMPY = {"I8": "<i1", "F32": "<f4"}
+MOST_DESCRIPTION = 1 << 20  # bytes; ours are below 1000
 MOST_VOCABULARY = 256 << 20
 ENTRY = 512  # bytes of a safetensors header for each tensor, at most; ours are about 100
 VOCABULARY = "vocabulary"
@@ -127,7 +129,7 @@ class StaticFile:
     config: ModelConfig
     vocabulary: GGUFFile
     tokenizer: Tokenizer
-    _file: Any
+    _file: SafetensorsFile
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -139,11 +141,10 @@ class StaticFile:
         config = _description(description)
         file = _checked(name, stored_shapes(config))
         try:
-            data = file.get_tensor(VOCABULARY).tobytes()
-            vocabulary = GGUFFile.from_bytes(data, f"{name}: {VOCABULARY}")
+            vocabulary = GGUFFile.from_bytes(file.data(VOCABULARY).tobytes(), f"{name}: {VOCABULARY}")
             tokenizer = Tokenizer.from_gguf(vocabulary.metadata, config.vocab_size, f"{name}: {VOCABULARY}")
         except BaseException:
-            file.__exit__(None, None, None)
+            file.close()
             raise
         return cls(name, size, config, vocabulary, tokenizer, file)
 
@@ -151,7 +152,7 @@ class StaticFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.__exit__(kind, error, at)
+        self._file.close()
 
     @property
     def bits_per_weight(self) -> float:
@@ -171,7 +172,9 @@ class StaticFile:
 
     def _tensor(self, name: str) -> np.ndarray:
         """A tensor whose values can be computed with."""
-        values: np.ndarray = self._file.get_tensor(name)
+        entry = self._file.tensors[name]
+        values = self._file.data(name).view(NUMPY[entry.dtype]).reshape(entry.shape).copy()
+        self._file.release(name)
         if values.dtype == np.int8:
             if values.min() < -127:
                 _fail(
@@ -201,44 +204,36 @@ def _regular(path: str, missing: str) -> int:
 
 def _description(path: str) -> ModelConfig:
     """The model's sizes, of a form and a version that we know."""
+    found = read_json(path, MOST_DESCRIPTION)
     try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_DESCRIPTION + 1)
-        if len(text) > MOST_DESCRIPTION:
-            _fail(path, f"is longer than {MOST_DESCRIPTION} bytes; it is not the description of a static INT8 model")
-        found = json.loads(text)
         kind = found["format"], found["version"]
         if kind != (FORMAT, VERSION):
             shown = " ".join(escape(str(part)) for part in kind)
             _fail(path, f"is {shown}, expected {FORMAT} {VERSION}; quantise the model again")
         return ModelConfig(**found["model"])
-    except OSError as error:
-        _fail(path, f"can't be read: {escape(error.strerror or str(error))}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         _fail(path, f"is not a description of a static INT8 model: {escape(str(error))}; quantise the model again")
 
 
-def _checked(path: str, shapes: Shapes) -> Any:
+def _checked(path: str, shapes: Shapes) -> SafetensorsFile:
     """The open safetensors file, which has the tensors of `shapes` and a vocabulary, no more and no less."""
-    from safetensors import SafetensorError, safe_open
-
+    with open(path, "rb") as raw:
+        length, most = int.from_bytes(raw.read(8), "little"), 4096 + ENTRY * len(shapes)
+    if most < length <= MAX_HEADER:  # before anything parses it
+        _fail(path, f"its header has {length} bytes, expected at most {most}; it is not of our static INT8 form")
+    file = SafetensorsFile(path)
     try:
-        with open(path, "rb") as raw:
-            start = raw.read(8)
-        length, most = int.from_bytes(start, "little"), 4096 + ENTRY * len(shapes)
-        if length > most:  # before anything parses it
-            _fail(path, f"its header has {length} bytes, expected at most {most}; it is not of our static INT8 form")
-        file = safe_open(path, framework="numpy")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        _fail(path, f"can't be read as safetensors: {escape(str(error))}; get a sound copy")
+        _check_tensors(path, {name: (entry.dtype, entry.shape) for name, entry in file.tensors.items()}, shapes)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_tensors(path: str, found: dict[str, tuple[str, tuple[int, ...]]], shapes: Shapes) -> None:
     dtype, shape = found.pop(VOCABULARY, ("none", (0,)))
     if dtype != "U8" or len(shape) != 1 or not 0 < shape[0] <= MOST_VOCABULARY:
-        _fail(
-            path,
-            f"tensor '{VOCABULARY}': is {dtype} {shape}, expected U8 with the bytes of a GGUF file without tensors",
-        )
+        _fail(path, f"tensor '{VOCABULARY}': is {dtype} {shape}, expected U8, the bytes of a GGUF file without tensors")
     expected = {name: (DTYPES[dtype], shape) for name, (dtype, shape) in shapes.items()}
     missing = [name for name in expected if name not in found]
     beyond = [name for name in found if name not in expected]
@@ -251,4 +246,3 @@ def _checked(path: str, shapes: Shapes) -> Any:
     wrong = [f"{len(names)} {text}: {listed(names, 8)}" for names, text in parts if names]
     if wrong:
         _fail(path, f"tensors: {'; '.join(wrong)}")
-    return file

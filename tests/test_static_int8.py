@@ -259,13 +259,14 @@ def refused(path: Path, *parts: str) -> None:
 
 
 DESCRIPTIONS: dict[str, tuple[Any, str]] = {
-    "empty": ("", "not a description"),
-    "list": ("[]", "not a description"),
-    "no format": ("{}", "format"),
-    "no JSON": ("\xff{", "not a description"),
-    "deep": ("[" * 60000, "not a description"),
-    "huge": ('{"format": "' + "x" * 100000 + '"}', "longer than"),
-    "number": ("9" * 20000, "not a description"),
+    "empty": ("", "not valid JSON"),
+    "list": ("[]", "not a JSON object"),
+    "no format": ("{}", "not a description of a static INT8 model: 'format'"),
+    "no JSON": ("\xff{", "not valid JSON"),
+    "deep": ("[" * 60000, "not valid JSON"),
+    "huge": ('{"format": "' + "x" * (1 << 20) + '"}', "larger than 1 MiB"),
+    "number": ("9" * 20000, "not valid JSON"),
+    "twice": ('{"format": 1, "format": 1}', "'format' is there twice"),
     "version": (("version", 1), "intengine-static-int8 1, expected intengine-static-int8 2"),
     "heads": (("heads", 0), "heads is 0"),
     "layers": (("layers", 10**9), "layers is 1000000000"),
@@ -273,8 +274,8 @@ DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     "hidden": (("hidden_size", 96), "of another type or shape: "),
     "text": (("hidden_size", "64"), "expected int"),
     "context": (("context_length", 2**31), "context_length is 2147483648"),
-    "eps": (("rms_eps", math.nan), "rms_eps is nan"),
-    "base": (("rope_base", math.inf), "rope_base is inf"),
+    "eps": (("rms_eps", math.nan), "not valid JSON"),
+    "base": (("rope_base", 1), "rope_base is 1, expected float"),
     "architecture": (("architecture", "mamba"), "'mamba' is not supported"),
     "beyond": (("window", 3), "window"),
 }
