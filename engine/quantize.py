@@ -7,17 +7,20 @@
     --method round       each block's scale by a search for the least squared error; needs no text
     --method gptq        rounding with feedback (models/quantizers/gptq.py), on the inputs that a text gives
     --method awq-scale   columns that meet large inputs are scaled up before rounding, folded into what comes before them
-    --bits 5             each matrix gets the type that its measured sensitivity asks for, so many bits a weight in all
+    --bits 4.5           each matrix gets the type that its measured sensitivity asks for, so many bits a weight in all
 
-Tensors are read, quantised and written one after the other; a run that is interrupted leaves no file behind.
+Tensors are read, quantised and written one after the other; a run that is interrupted leaves no file behind. Activations
+that a calibration needs again lie in temporary files beside OUT, some 40 KB for each token of a model 896 wide.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -28,18 +31,20 @@ from engine.errors import FileError, OptionError
 from engine.escape import escape
 from engine.float_source import FloatSource, float_source
 from engine.gguf_writer import GGUFWriter, Key, NewTensor
+from engine.spill import Spill
 from engine.static_int8 import stem_of, write_form
 from models.config import expected_tensors
 from models.quantizers.calibrate import Emit, Model, awq_layers, gptq_layers, round_tensor
 from models.quantizers.choice import FILE_TYPES, FLOATS, TYPES, choose_types
 from models.quantizers.observers import OBSERVERS
-from models.quantizers.sensitivity import choose_mixed, measure
+from models.quantizers.sensitivity import Judge, choices, measure, needs_ternary
 from models.quantizers.static import SMOOTH, from_floats
 from models.state import CHUNK
 
 METHODS = ("round", "gptq", "awq-scale")
 TOKENS, WINDOW = 16384, 512  # of the calibration
-MEASURED_WINDOWS, MEASURED_LENGTH = 4, 256  # for sensitivities
+MEASURED_WINDOWS, MEASURED_LENGTH = 4, 256  # for sensitivities, and as many to compare what they suggest
+Item = TypeVar("Item")
 Layers = Callable[[Model, Mapping[str, str], list[np.ndarray], Emit], Iterator[str]]
 
 
@@ -62,9 +67,13 @@ def quantize_file(
     with GGUFWriter(out, _keys(source, label), tensors) as writer, _bar(total) as bar:
         done: set[str] = set()
         if layers is not None and texts is not None:
-            for name in layers(source.model, types, texts, writer.write):
-                done.add(name)
-                bar.update(int(np.prod(shapes[name])))
+            model = dataclasses.replace(source.model, keep=Spill(os.path.dirname(out)))
+            try:
+                for name in layers(model, types, texts, writer.write):
+                    done.add(name)
+                    bar.update(int(np.prod(shapes[name])))
+            except ValueError as error:
+                raise FileError(f"{escape(source.path, 300)}: {error}") from None
         for name, shape in shapes.items():
             if name not in done:
                 try:
@@ -74,22 +83,30 @@ def quantize_file(
                 bar.update(int(np.prod(shape)))
 
 
-def mixed_types(source: FloatSource, texts: list[np.ndarray], bits: float) -> dict[str, str]:
-    """The type of each tensor by measured sensitivity, for `bits` a weight; says on stderr what came out."""
+def mixed_types(source: FloatSource, texts: list[np.ndarray], bits: float, folder: str) -> dict[str, str]:
+    """The type of each tensor by measured sensitivity, for `bits` a weight; says on stderr what came out.
+
+    texts: every other one is measured on, the rest compares what was found.  folder: for temporary files.
+    """
     shapes = expected_tensors(source.config)
-    matrices = sum(1 for shape in shapes.values() if len(shape) == 2)
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    model = dataclasses.replace(source.model, keep=Spill(folder))
     losses = {}
-    with tqdm(total=matrices, unit=" matrices", desc="sensitivity", file=sys.stderr, mininterval=_interval()) as bar:
-        for name, loss in measure(source.model, texts):
-            losses[name] = loss
-            bar.update()
     try:
-        chosen = choose_mixed(losses, shapes, bits)
+        ternary = needs_ternary(matrices, bits)
+        judge = Judge.of(model, texts[::2])
+        for name, loss in _progress(measure(judge, ternary), len(matrices), "sensitivity"):
+            losses[name] = loss
+        found = choices(losses, matrices, bits)
     except ValueError as error:
         raise OptionError(f"--bits: {error}") from None
-    counts = {t: list(chosen.values()).count(t) for t in dict.fromkeys(chosen.values())}
+    judge = Judge.of(model, texts[1::2] or texts)
+    divergence = {label: judge.of_types(types) for label, types in _progress(found.items(), len(found), "comparing")}
+    best = min(divergence, key=lambda label: divergence[label])
+    counts = {t: list(found[best].values()).count(t) for t in dict.fromkeys(found[best].values())}
+    sys.stderr.write("KL: " + ", ".join(f"{label} {kl:.5f}" for label, kl in divergence.items()) + "\n")
     sys.stderr.write("types: " + ", ".join(f"{count} {t}" for t, count in counts.items()) + "\n")
-    return {name: chosen.get(name, "F32") for name in shapes}
+    return {name: found[best].get(name, "F32") for name in shapes}
 
 
 def write_static(
@@ -128,6 +145,12 @@ def _keys(source: FloatSource, label: str) -> dict[str, Key]:
 def _bar(total: int) -> tqdm:
     """Progress on stderr, in weights; a line now and then where that is no terminal."""
     return tqdm(total=total, unit=" weights", unit_scale=True, file=sys.stderr, mininterval=_interval())
+
+
+def _progress(items: Iterable[Item], count: int, what: str) -> Iterator[Item]:
+    """The items, counted on stderr."""
+    bar: Iterator[Item] = tqdm(items, total=count, desc=what, file=sys.stderr, mininterval=_interval())
+    return bar
 
 
 def _interval() -> float:
@@ -182,8 +205,8 @@ def _quantize(given: argparse.Namespace) -> None:
         else:
             assert text is not None
             length = min(MEASURED_LENGTH, context)
-            few = windows(source.tokenizer, text, length, MEASURED_WINDOWS * length, given.text)
-            types, label = mixed_types(source, few, given.bits), "mixed"
+            few = windows(source.tokenizer, text, length, 2 * MEASURED_WINDOWS * length, given.text)
+            types, label = mixed_types(source, few, given.bits, os.path.dirname(given.out)), "mixed"
         layers: dict[str, Layers] = {"gptq": gptq_layers, "awq-scale": awq_layers}
         quantize_file(source, given.out, types, label, layers.get(given.method), texts)
 

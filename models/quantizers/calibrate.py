@@ -3,8 +3,8 @@
     read(name)            a float tensor, float32         rows(name, ids)    some rows of one
     emit(name, bytes)     takes a quantised tensor, or a part of one
 
-With GPTQ two streams of activations run side by side through each layer: those of the float model, and those of the layers
-as they have been quantised so far, which are what the next matrix will meet.
+With GPTQ two streams of activations run through each layer: those of the float model, and those of the layers as they have
+been quantised so far, which are what the next matrix will meet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +16,8 @@ from kernels.block_types import QUANTIZERS
 from kernels.rope_table import rope_tables
 from models.config import ModelConfig, expected_tensors
 from models.quantizers.folding import awq_scale, fold, magnitudes, rounded_with
-from models.quantizers.gptq import against_drift, gptq, moments_and_drift, plan
-from models.quantizers.transformer import GROUPS, Angles, Layer, run_layer
+from models.quantizers.gptq import Plan, against_drift, gathered, gptq, moments, plan
+from models.quantizers.transformer import GROUPS, MATRICES, Angles, Keep, Layer, Texts, run_layer
 
 ROWS_AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
 FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2"}
@@ -31,11 +31,13 @@ class Model:
     Attributes:
         read: Name -> the tensor in float32, in its shape.
         rows: Name and indices -> some rows of a matrix, float32.
+        keep: Where activations are kept that are needed again; see `run_layer`.
     """
 
     config: ModelConfig
     read: Callable[[str], np.ndarray]
     rows: Callable[[str, np.ndarray], np.ndarray]
+    keep: Keep = list
 
     def layer(self, i: int) -> Layer:
         """All tensors of a layer by their short names."""
@@ -48,9 +50,9 @@ class Model:
         divisors = self.read("rope_freqs.weight") if self.config.rope_divisors else None
         return rope_tables(length, self.config.rope_dims, self.config.rope_base, divisors)
 
-    def embedded(self, texts: list[np.ndarray]) -> list[np.ndarray]:
+    def embedded(self, texts: list[np.ndarray]) -> Texts:
         """The embedding rows of each text, (T, hidden)."""
-        return [self.rows("token_embd.weight", ids) for ids in texts]
+        return self.keep(self.rows("token_embd.weight", ids) for ids in texts)
 
 
 def encode(x: np.ndarray, type_: str) -> tuple[np.ndarray, np.ndarray]:
@@ -83,33 +85,50 @@ def round_tensor(model: Model, name: str, type_: str, emit: Emit) -> None:
 def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], emit: Emit) -> Iterator[str]:
     """Quantises the matrices of all layers with GPTQ, emitting each; yields its name when it is done.
 
+    Memory: first the float model runs a layer, and the inputs of all its products are kept (`Model.keep`); its matrices are
+    let go, and read again group by group. At the peak there are, in float32, H of the widest input; the matrices of the
+    group that reads it, twice; and the quantised ones of the group before. All else is as large as a text's activations.
+
     Args:
         types: The type of each tensor by its GGUF name.
         texts: Token ids of the calibration, each text at most as long as the context.
     """
+    config, keep = model.config, model.keep
     angles = model.angles(max(map(len, texts)))
     originals = model.embedded(texts)
-    streams = [encode(x, types["token_embd.weight"])[1].reshape(x.shape) for x in originals]
-    for i in range(model.config.layers):
-        before = model.layer(i)
-        layer = dict(before)
-        reference = run_layer(model.config, before, originals, angles)
-        steps = run_layer(model.config, layer, streams, angles)
-        for (group, inputs), (_, original_inputs) in zip(steps, reference):
-            moments, drift = moments_and_drift(inputs(), original_inputs())
-            weights = {short: against_drift(before[short], moments, drift) for short in group}
-            del drift  # as large as the moments; the plan needs the room
-            shared = plan(moments)
-            del moments
-            for short, weight in weights.items():
+    streams = keep(encode(x, types["token_embd.weight"])[1].reshape(x.shape) for x in originals)
+    for i in range(config.layers):
+        layer = model.layer(i)
+        steps = run_layer(config, layer, originals, angles, keep=keep)
+        reference = [inputs for _, inputs in steps]
+        originals = steps.result
+        for short in MATRICES:
+            del layer[short]
+        steps = run_layer(config, layer, streams, angles, keep=keep)
+        for (group, inputs), original_inputs in zip(steps, reference):
+            for short in MATRICES[: MATRICES.index(group[0])]:
+                layer.pop(short, None)
+            weights = {short: model.read(f"blk.{i}.{short}.weight") for short in group}
+            h, moved = gathered(inputs(), original_inputs(), weights)
+            given = plan(h)
+            del h
+            for short in group:
                 name = f"blk.{i}.{short}.weight"
-                if types[name] in QUANTIZERS:
-                    data, layer[short] = gptq(weight, shared, QUANTIZERS[types[name]])
-                else:
-                    data, layer[short] = encode(weight, types[name])
-                emit(name, data)
+                layer[short] = against_drift(weights.pop(short), moved.pop(short), given)
+                for data in _fed_back(layer, short, types[name], given):
+                    emit(name, data)
                 yield name
-        originals, streams = reference.finish(), steps.result
+            del given
+        streams = steps.result
+
+
+def _fed_back(layer: Layer, short: str, type_: str, given: Plan) -> Iterator[np.ndarray]:
+    """The bytes of a matrix of the layer, part by part; its place is taken by what they stand for."""
+    if type_ in QUANTIZERS:
+        yield from gptq(layer[short], given, QUANTIZERS[type_])
+    else:
+        data, layer[short] = encode(layer[short], type_)
+        yield data
 
 
 def awq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], emit: Emit) -> Iterator[str]:
@@ -120,16 +139,16 @@ def awq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], 
     for i in range(config.layers):
         layer = model.layer(i)
         kinds = {short: types.get(f"blk.{i}.{short}.weight", "F32") for short in layer}
-        steps = run_layer(config, dict(layer), xs, angles)
+        steps = run_layer(config, dict(layer), xs, angles, keep=model.keep)
         seen = {}
         for group, inputs in steps:
-            seen[group] = magnitudes(inputs())[0], moments_and_drift(inputs(), inputs())[0]
+            seen[group] = magnitudes(inputs())[0], moments(inputs())
         importance: dict[str, np.ndarray] = {}
         for group in GROUPS[::-1]:  # a later group changes rows of an earlier one, whose own columns come after
-            mean, moments = seen[group]
-            scale = awq_scale(config, layer, group, kinds, mean, moments)
+            mean, h = seen[group]
+            scale = awq_scale(config, layer, group, kinds, mean, h)
             fold(config, layer, group, scale)
-            importance |= dict.fromkeys(group, np.diag(moments) / scale**2)
+            importance |= dict.fromkeys(group, np.diag(h) / scale**2)
         for short, values in layer.items():
             name = f"blk.{i}.{short}" if short.endswith(".bias") else f"blk.{i}.{short}.weight"
             if types[name] in QUANTIZERS:

@@ -4,75 +4,86 @@ What counts is not how near the rounded weights Q are to W, but how near their p
 
     minimise  |W X - Q X|^2  =  trace (W - Q) H (W - Q)^T          H = X X^T, summed over the calibration text
 
-Column k is rounded to its grid; its error, divided by U[k, k], is then taken from the columns behind it along row k of U,
-where U^T U = (H + damp)^-1, U upper triangular. The scales of a block are fitted when its first column is reached, to the
-weights as they have become by then, each column's error counting 1 / U[k, k]^2: what its error costs after it has been made
-good. Columns come in the file's order, or in that of falling H[k, k] with the scales fitted beforehand (`order`).
+Columns are ordered by rising H[k, k] and rounded from the last to the first. The error of column k, divided by M[k, k], is
+taken from the columns before it along row k of M, which is lower triangular:
+
+    M = L^-1,   L L^T = H + damp            so that M^T M = (H + damp)^-1
+
+(the paper goes from the first to the last and takes U, upper triangular, with U^T U = the same: M from its other end).
+Scales are fitted beforehand, each column's error counting 1 / M[k, k]^2: what it costs after it has been made good.
 
 The inputs X~ that the rounded layer will get are not the float model's X: the layers before it are rounded too. So W is
 first moved towards the matrix that gives W X from X~ in the least-squares sense, halfway, since a calibration text is short:
 
-    W + DRIFT * W (X - X~) X~^T (X~ X~^T + damp)^-1
+    W + DRIFT * W (X - X~) X~^T (H + damp)^-1                       H = X~ X~^T
+
+Memory: H, (K, K) float32, becomes L and then M in its own place; W and W (X - X~) X~^T, (N, K) float32 each; all else goes
+by panels, or by some rows at a time, of a few MB.
 
 Sources: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022,
 section 3, algorithm 1; the drift: Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration",
-2025.
+2025, section 3.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.block_types import Grid, Quantizer
+from kernels.block_types import Quantizer
 
-WIDE = 2048
-PANEL = 256  # columns whose errors are passed on to the rest of the matrix together
+PANEL = 256  # columns, or rows, that are computed together
+AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
 DAMP = 0.01  # of the mean of H's diagonal, added to it
 DRIFT = 0.5
-DRIFT_DAMP = 0.03
 
 
-def moments_and_drift(inputs: Iterable[np.ndarray], originals: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """H = X~ X~^T and (X - X~) X~^T, each (K, K), of inputs (T, K) float32 and what they were in the float model.
+def panels(count: int) -> Iterator[slice]:
+    """0 .. count cut into slices of PANEL."""
+    return (slice(start, min(start + PANEL, count)) for start in range(0, count, PANEL))
 
-    In float64, but for more than WIDE columns in float32, to keep memory at some layers' worth.
+
+def moments(inputs: Iterable[np.ndarray]) -> np.ndarray:
+    """H = X X^T, (K, K) float32, of inputs (T, K) float32."""
+    return gathered(inputs, None, {})[0]
+
+
+def gathered(
+    inputs: Iterable[np.ndarray], originals: Iterable[np.ndarray] | None, weights: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What a group of matrices has to know of its inputs.
+
+    Args:
+        inputs, originals: X~ and X, each one array (T, K) float32 for each text; originals None: the same.
+        weights: Name -> W (N, K) float32.
+
+    Returns:
+        H, (K, K) float32, and for each name W (X - X~) X~^T, (N, K) float32 (none if there are no originals).
     """
-    moments = drift = np.zeros((0, 0))
-    for x, original in zip(inputs, originals):
-        if not moments.size:
-            dtype = np.float32 if x.shape[1] > WIDE else np.float64
-            moments, drift = np.zeros((x.shape[1],) * 2, dtype), np.zeros((x.shape[1],) * 2, dtype)
-        moments += x.T @ x
-        drift += (original - x).T @ x
-    return moments, drift
-
-
-def against_drift(weight: np.ndarray, moments: np.ndarray, drift: np.ndarray) -> np.ndarray:
-    """The matrix (N, K) float32 that makes good, halfway, what the inputs have drifted."""
-    damped = moments.copy()
-    np.einsum("ii->i", damped)[:] += max(np.trace(moments) / len(moments) * DRIFT_DAMP, 1e-30)
-    # W D (H + damp)^-1, with D the drift: as wide as W, where D (H + damp)^-1 would be as wide as H
-    change = np.linalg.solve(damped, (weight @ drift.astype(np.float32, copy=False)).T).T
-    return weight + DRIFT * change.astype(np.float32)
-
-
-def feedback(moments: np.ndarray, damp: float = DAMP) -> np.ndarray:
-    """U of above, (K, K) of H's dtype, upper triangular; inputs that are always 0 get a row of their own."""
-    mean = max(float(np.mean(np.diag(moments))), 1e-30)
-    for attempt in range(8):
-        h = moments.copy()
-        diagonal = np.einsum("ii->i", h)
-        diagonal[diagonal <= 0] = mean
-        diagonal += mean * damp * 10**attempt
-        try:  # one name for all: of the widest matrices each of these is larger than a layer
-            h = np.linalg.cholesky(h)
-            h = np.linalg.inv(h)
-            h = h.T @ h
-            return np.linalg.cholesky(h).T
-        except np.linalg.LinAlgError:
-            continue
-    raise ValueError("the inputs of a matrix are too large or not finite; the calibration can't use them")
+    h = np.zeros((0, 0), np.float32)
+    drift = np.zeros((0, 0), np.float32)
+    moved: dict[str, np.ndarray] = {}
+    both = ((x, None) for x in inputs) if originals is None else zip(inputs, originals)
+    for x, original in both:
+        columns = x.shape[1]
+        together = columns < sum(map(len, weights.values()))  # (X - X~) X~^T is smaller than its products with all W
+        if not h.size:
+            h = np.zeros((columns, columns), np.float32)
+            drift = np.zeros_like(h) if originals is not None and together else drift
+            moved = {} if originals is None or together else {name: np.zeros_like(w) for name, w in weights.items()}
+        for part in panels(columns):
+            h[part, : part.stop] += x[:, part].T @ x[:, : part.stop]
+        if original is not None:
+            difference = original - x
+            if together:
+                drift += difference.T @ x
+            for name, total in moved.items():
+                error = difference @ weights[name].T
+                for part in panels(len(total)):
+                    total[part] += error[:, part].T @ x
+    for part in panels(len(h)):
+        h[part, part.stop :] = h[part.stop :, part].T
+    return h, {name: w @ drift for name, w in weights.items()} if drift.size else moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,66 +91,122 @@ class Plan:
     """What all matrices that read the same inputs share.
 
     Attributes:
-        order: Whether columns come in the order of falling H[k, k].
-        sequence: (K,) the columns in the order in which they are rounded.
-        u: (K, K) float32, U for this order.
-        importance: (K,) float32, 1 / U[k, k]^2 of each column of the matrix, 1 on average.
+        sequence: (K,) the columns by rising H[k, k].
+        inverse: (K, K) float32, M for this order, zeros above its diagonal.
+        importance: (K,) float32, 1 / M[k, k]^2 of each column of the matrix, 1 on average.
     """
 
-    order: bool
     sequence: np.ndarray
-    u: np.ndarray
+    inverse: np.ndarray
     importance: np.ndarray
 
 
-def plan(moments: np.ndarray, order: bool = True, damp: float = DAMP) -> Plan:
-    """The plan for inputs with the given H, (K, K)."""
-    columns = len(moments)
-    sequence = np.argsort(-np.diag(moments), kind="stable") if order else np.arange(columns)
-    u = feedback(moments[np.ix_(sequence, sequence)] if order else moments, damp)
-    importance = np.empty(columns)
-    importance[sequence] = 1 / np.diag(u).astype(np.float64) ** 2
-    importance = (importance / importance.mean()).astype(np.float32)
-    return Plan(order, sequence, u.astype(np.float32, copy=False), importance)
+def plan(h: np.ndarray) -> Plan:
+    """The plan for inputs with the given H, (K, K) float32, whose memory it takes over.
+
+    Raises ValueError for inputs that are too large or not finite.
+    """
+    diagonal = np.einsum("ii->i", h)
+    mean = max(float(np.mean(diagonal, dtype=np.float64)), 1e-30)
+    diagonal[diagonal <= 0] = mean  # inputs that are always 0
+    sequence = np.argsort(diagonal, kind="stable")
+    diagonal += np.float32(mean * DAMP)
+    for part in panels(len(h)):
+        h[:, part] = h[sequence, part]
+    for part in panels(len(h)):
+        h[part] = h[part][:, sequence]
+    try:
+        if not np.isfinite(mean):
+            raise np.linalg.LinAlgError
+        cholesky(h)
+    except np.linalg.LinAlgError:
+        raise ValueError("the inputs of a matrix are too large or not finite; the calibration can't use them") from None
+    invert(h)
+    importance = np.empty(len(h))
+    importance[sequence] = 1 / np.diag(h).astype(np.float64) ** 2
+    return Plan(sequence, h, (importance / importance.mean()).astype(np.float32))
 
 
-def gptq(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray]:
-    """Quantises a matrix with feedback.
+def cholesky(a: np.ndarray) -> None:
+    """Overwrites a symmetric matrix (K, K) float32 with L, L L^T = a, zeros above its diagonal.
+
+    Raises LinAlgError if it is not positive definite.
+    """
+    for now in panels(len(a)):
+        corner = np.linalg.cholesky(a[now, now].astype(np.float64))
+        a[now, now] = corner
+        a[now, now.stop :] = 0
+        a[now.stop :, now] = a[now.stop :, now] @ np.linalg.inv(corner).T.astype(np.float32)
+        for part in panels(len(a)):
+            if part.start > now.start:
+                rest = slice(now.stop, part.stop)
+                a[part, rest] -= a[part, now] @ a[rest, now].T
+
+
+def invert(a: np.ndarray) -> None:
+    """Overwrites a lower triangular matrix (K, K) float32 with its inverse."""
+    for now in panels(len(a)):
+        corner = np.linalg.inv(a[now, now].astype(np.float64)).astype(np.float32)
+        row = np.zeros((len(corner), now.start), np.float32)
+        for part in panels(now.start):
+            between = slice(part.start, now.start)
+            row[:, part] = a[now, between] @ a[between, part]
+        a[now, : now.start] = -(corner @ row)
+        a[now, now] = np.tril(corner)
+
+
+def against_drift(weight: np.ndarray, moved: np.ndarray, given: Plan) -> np.ndarray:
+    """The matrix (N, K) float32 that makes good, halfway, what the inputs have drifted; it takes the place of `moved`.
+
+    moved: W (X - X~) X~^T, as `gathered` gives it.
+    """
+    step = max(1, AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        change = moved[rows][:, given.sequence] @ given.inverse.T @ given.inverse
+        moved[rows, given.sequence] = np.float32(DRIFT) * change
+        moved[rows] += weight[rows]
+    return moved
+
+
+def gptq(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> Iterator[np.ndarray]:
+    """Quantises a matrix with feedback, some rows after the other.
 
     Args:
-        weight: (N, K) float32, K a multiple of the quantizer's block.
+        weight: (N, K) float32, K a multiple of the quantizer's block; becomes what the codes stand for.
         given: The plan for its inputs.
 
-    Returns:
-        The file's bytes, (N, ...) uint8, and the weights that they stand for, (N, K) float32.
+    Yields:
+        The file's bytes of the next rows, uint8.
     """
+    step = max(1, AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        yield _rows(weight[start : start + step], given, quantizer)
+
+
+def _rows(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> np.ndarray:
+    """Bytes of rows (N, K), which become what they stand for."""
     size, (rows, columns) = quantizer.block_size, weight.shape
-    sequence, u, importance = given.sequence, given.u, given.importance
+    sequence, inverse = given.sequence, given.inverse
+    blocks = [slice(start, start + size) for start in range(0, columns, size)]
+    grids = [quantizer.fit(np.ascontiguousarray(weight[:, b]), given.importance[None, b]) for b in blocks]
     w = np.ascontiguousarray(weight.T[sequence])  # (K, N): a column of the matrix lies together
-    grids: list[Grid | None] = [None] * (columns // size)
-
-    def fit(block: int, x: np.ndarray) -> Grid:
-        return quantizer.fit(np.ascontiguousarray(x), importance[None, block * size : (block + 1) * size])
-
-    if given.order:
-        grids = [fit(b, weight[:, b * size : (b + 1) * size]) for b in range(columns // size)]
-    codes = np.zeros((columns, rows), np.int32)
-    for start in range(0, columns, PANEL):
-        end = min(start + PANEL, columns)
-        errors = np.zeros((end - start, rows), np.float32)
-        for i in range(start, end):
+    codes = np.zeros((columns, rows), np.int8)
+    errors = np.zeros((PANEL, rows), np.float32)
+    for part in reversed(list(panels(columns))):
+        for i in range(part.stop - 1, part.start - 1, -1):
             k = int(sequence[i])
-            block = k // size
-            grid = grids[block]
-            if grid is None:
-                grid = grids[block] = fit(block, w[i : i + size].T)
+            grid = grids[k // size]
             scale, offset = grid.column(k % size)
             code = np.clip(np.rint((w[i] - offset) / np.where(scale == 0, np.inf, scale)), grid.low, grid.high)
             codes[k] = code
-            error = (w[i] - (scale * code + offset)) / u[i, i]
-            w[i + 1 : end] -= u[i, i + 1 : end, None] * error
-            errors[i - start] = error
-        w[end:] -= u[start:end, end:].T @ errors
-    parts = [(grid, codes[b * size : (b + 1) * size].T) for b, grid in enumerate(grids) if grid is not None]
-    packed = np.concatenate([quantizer.pack(grid, c) for grid, c in parts], axis=1)
-    return packed, np.concatenate([grid.values(c) for grid, c in parts], axis=1)
+            error = errors[i - part.start]
+            np.divide(w[i] - (scale * code + offset), inverse[i, i], out=error)
+            w[part.start : i] -= inverse[i, part.start : i, None] * error
+        w[: part.start] -= inverse[part, : part.start].T @ errors[: part.stop - part.start]
+    packed = []
+    for block, grid in zip(blocks, grids):
+        found = codes[block].T.astype(np.int32)
+        packed.append(quantizer.pack(grid, found))
+        weight[:, block] = grid.values(found)
+    return np.concatenate(packed, axis=1)

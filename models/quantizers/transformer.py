@@ -7,11 +7,12 @@
         xs = steps.result
 
 The layer's matrices may be replaced at each stop: what is computed after it, the inputs of the next products included, uses
-the new ones. No more than one layer's weights need to be in memory, and of the widest rows, those inside of the feed-forward
-part, only one text's at a time: they are computed again instead of kept.
+the new ones. No more than one layer's weights need to be in memory, and of activations no more than `keep` leaves there: of
+the widest rows, those inside of the feed-forward part, only one text's.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from models.config import ModelConfig
 
 Layer = MutableMapping[str, np.ndarray]  # short name ("attn_q", "attn_norm", "attn_q.bias") -> float32
 Inputs = Callable[[], Iterable[np.ndarray]]
+Texts = Sequence[np.ndarray]  # one array for each text
+Keep = Callable[[Iterable[np.ndarray]], Texts]
 Stop = tuple[tuple[str, ...], Inputs]
 Change = Callable[[str, np.ndarray], np.ndarray]
 Angles = tuple[np.ndarray, np.ndarray]
@@ -29,9 +32,9 @@ MATRICES = tuple(name for group in GROUPS for name in group)
 class Steps:
     """A layer being run: an iterator over its stops, and after the last its `result`."""
 
-    def __init__(self, steps: Generator[Stop, None, list[np.ndarray]]) -> None:
+    def __init__(self, steps: Generator[Stop, None, Texts]) -> None:
         self._steps = steps
-        self.result: list[np.ndarray] = []
+        self.result: Texts = []
 
     def __iter__(self) -> Iterator[Stop]:
         return self
@@ -44,7 +47,7 @@ class Steps:
                 self.result = end.value
             raise
 
-    def finish(self) -> list[np.ndarray]:
+    def finish(self) -> Texts:
         """Run on to the end."""
         for _ in self:
             pass
@@ -57,7 +60,12 @@ def unchanged(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def run_layer(
-    config: ModelConfig, layer: Layer, xs: list[np.ndarray], angles: Angles, change: Change = unchanged
+    config: ModelConfig,
+    layer: Layer,
+    xs: Texts,
+    angles: Angles,
+    change: Change = unchanged,
+    keep: Keep | None = None,
 ) -> Steps:
     """One transformer block over several texts, stop by stop.
 
@@ -66,38 +74,45 @@ def run_layer(
         xs: The residual stream of each text, (T, hidden) float32.
         angles: Cosines and sines of `kernels.rope_table.rope_tables`.
         change: What becomes of an input of the products of a group, named by its first matrix: rounding, for instance.
+        keep: Puts arrays somewhere, and gives what is there to be iterated over again and again (None: in memory, but for
+            the widest, which are computed again).
     """
-    return Steps(_stops(config, layer, xs, angles, change))
+    return Steps(_stops(config, layer, xs, angles, change, keep))
 
 
 def _stops(
-    config: ModelConfig, layer: Layer, xs: list[np.ndarray], angles: Angles, change: Change
-) -> Generator[Stop, None, list[np.ndarray]]:
+    config: ModelConfig, layer: Layer, xs: Texts, angles: Angles, change: Change, keep: Keep | None
+) -> Generator[Stop, None, Texts]:
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         out: np.ndarray = x @ layer[name].T
         return out + layer[name + ".bias"] if name + ".bias" in layer else out
 
-    def attended(normed: list[np.ndarray]) -> Iterable[np.ndarray]:
-        for h in normed:
+    def normed(xs: Texts, name: str) -> Inputs:
+        return lambda: (rms_norm(x, layer[name], config.rms_eps) for x in xs)
+
+    def attended() -> Iterable[np.ndarray]:
+        for h in first():
             h = change("attn_q", h)
             q, k, v = (linear(h, name) for name in GROUPS[0])
             yield attention(config, q, k, v, angles)
 
-    def gated(normed: list[np.ndarray]) -> Iterable[np.ndarray]:
-        for h in normed:
+    def gated() -> Iterable[np.ndarray]:
+        for h in second():
             h = change("ffn_gate", h)
             yield silu(linear(h, "ffn_gate")) * linear(h, "ffn_up")
 
-    normed = [rms_norm(x, layer["attn_norm"], config.rms_eps) for x in xs]
-    yield GROUPS[0], lambda: normed
-    heads = list(attended(normed))
-    yield GROUPS[1], lambda: heads
-    xs = [x + linear(change("attn_output", a), "attn_output") for x, a in zip(xs, heads)]
-    heads.clear()
-    hidden = [rms_norm(x, layer["ffn_norm"], config.rms_eps) for x in xs]
-    yield GROUPS[2], lambda: hidden
-    yield GROUPS[3], lambda: gated(hidden)
-    return [x + linear(change("ffn_down", inner), "ffn_down") for x, inner in zip(xs, gated(hidden))]
+    kept = keep or list
+    first = normed(xs, "attn_norm")
+    yield GROUPS[0], first
+    heads = kept(attended())
+    yield GROUPS[1], functools.partial(iter, heads)
+    xs = kept(x + linear(change("attn_output", a), "attn_output") for x, a in zip(xs, heads))
+    heads = []
+    second = normed(xs, "ffn_norm")
+    yield GROUPS[2], second
+    inner: Inputs = gated if keep is None else functools.partial(iter, keep(gated()))
+    yield GROUPS[3], inner
+    return kept(x + linear(change("ffn_down", a), "ffn_down") for x, a in zip(xs, inner()))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
