@@ -30,7 +30,7 @@ MICRO_BATCH = 2
 class Stage:
     """A stretch of training: steps first_step .. last_step - 1, the rate falling linearly to zero if `decay`.
 
-    The last step of a decay has the rate zero: its forward pass is that of the finished model, to the bit.
+    The last step of a decay has the rate zero: its forward pass is that of the finished model.
     """
 
     name: str
@@ -100,6 +100,16 @@ def train_step(
     return sum(piece[0] for piece in pieces) / len(pieces)
 
 
+def last_step(model: Llama, rounded: Llama, batch: torch.Tensor, pool: ThreadPoolExecutor) -> float:
+    """The last step of INT4 training: its rate is zero, so all there is to it is the forward pass, here the engine's own.
+
+    Returns the loss of `batch` (windows, T + 1) int64 in nats. The weights in `rounded` are then those that the file gets.
+    """
+    model.round_weights(into=rounded)
+    losses = pool.map(lambda window: rounded.loss(window, "engine").item(), batch.split(1))
+    return sum(losses) / len(batch)
+
+
 def quick_check(run: Run, model: Llama, rounded: Llama | None, pool: ThreadPoolExecutor) -> float:
     """Bits per byte on a few held-out windows, computed as the training forward does."""
     if rounded is None:
@@ -123,8 +133,12 @@ def train(run: Run, stage: Stage, model: Llama, teacher: Llama | None, optimizer
     with ThreadPoolExecutor(run.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while step < stage.last_step and (stage.decay or not stop_file.exists()):
             batch = torch.from_numpy(run.windows.take(step * run.batch, run.batch))
-            losses.append(train_step(model, rounded, teacher, batch, pool))
-            optimizer.step(stage.factor(step), pool)
+            factor = stage.factor(step)
+            if rounded is not None and factor == 0:
+                losses.append(last_step(model, rounded, batch, pool))
+            else:
+                losses.append(train_step(model, rounded, teacher, batch, pool))
+                optimizer.step(factor, pool)
             step += 1
             if step % run.report_every == 0 or step == stage.last_step:
                 bits = quick_check(run, model, rounded, pool)

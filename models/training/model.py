@@ -5,11 +5,14 @@ pairs (2i, 2i + 1), as `llama` GGUF files have them. The embedding is also the o
 2023 (Llama), Zhang and Sennrich 2019 (RMSNorm), Su et al. 2021 (rotary), Shazeer 2020 (SwiGLU), Ainslie et al. 2023
 (grouped heads).
 
-Three ways of computing, chosen per call:
+Four ways of computing, chosen per call:
     "bfloat16"   products in bfloat16: fast float training
     "float32"    products in float32: measuring the float model
     "int8"       int8 activations, float16 keys and values; products of these values in float32 forward, bfloat16
-                 backward. With weights from `round_weights` this is the engine's forward pass on a Q4_0 file
+                 backward. With weights from `round_weights` this is the engine's forward pass on a Q4_0 file, but for
+                 the order in which float32 values are added: for training
+    "engine"     the engine's forward pass on the file that the model becomes, to the bit, some ten times slower and without
+                 a gradient (models/training/engine_arithmetic.py): for the last step, and for measuring
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.training import engine_arithmetic
 from models.training.quantization import (
     dequantize_q4_0,
     dequantize_q8_0,
@@ -151,6 +155,8 @@ class Llama(nn.Module):
 
     def forward(self, ids: torch.Tensor, mode: str) -> torch.Tensor:
         """Logits (B, T, V), bfloat16 or float32, of ids (B, T) int64, T up to the context."""
+        if mode == "engine":
+            return torch.stack([engine_arithmetic.logits(self, row) for row in ids])
         x = F.embedding(ids, self.token_embd)
         for layer in self.blk:
             x = layer(x, self.turns[: ids.shape[1]], mode)

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from models.training import data, loop
-from models.training.evaluate import bits_per_byte, sample
+from models.training.evaluate import bits_per_byte, bits_per_byte_quick, sample
 from models.training.export import read_gguf, write_gguf
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
@@ -101,7 +101,7 @@ def _load(plan: Plan, checkpoint: Path) -> tuple[Llama, int]:
 def check_file(path: Path, model: Llama) -> None:
     """Refuse an INT4 file whose values differ, in any bit, from those of the last training forward pass of `model`.
 
-    The last step of a decay has the rate zero, so that pass used exactly the rounding of the final weights.
+    The last step of a decay has the rate zero, so that pass, the engine's own, used exactly the rounding of these weights.
     """
     expected = Llama(model.shape)
     model.round_weights(into=expected)
@@ -110,13 +110,17 @@ def check_file(path: Path, model: Llama) -> None:
             raise ValueError(f"{path}: {name}: values differ from those of the last training forward pass")
 
 
-def _measure(plan: Plan, validation: data.Validation, files: dict[str, Path], tokens: int) -> None:
-    """Bits per byte of each file, as PyTorch computes it, into `measured.json`."""
-    result: dict[str, object] = {"tokens": tokens, "valid_bytes": validation.text_bytes}
+def _measure(plan: Plan, validation: data.Validation, run: loop.Run, files: dict[str, Path], tokens: int) -> None:
+    """Bits per byte of each file, as PyTorch computes it, into `measured.json`; on a few windows also as the engine does."""
+    result: dict[str, dict[str, float] | int] = {"tokens": tokens, "valid_bytes": validation.text_bytes}
     with ThreadPoolExecutor(plan.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for name, path in files.items():
-            bits = bits_per_byte(read_gguf(path), validation, "float32" if name == "float" else "int8", pool)
-            result[name] = {"bits_per_byte": bits, "file_bytes": path.stat().st_size}
+            model, mode = read_gguf(path), "float32" if name == "float" else "int8"
+            bits = bits_per_byte(model, validation, mode, pool)
+            result[name] = found = {"bits_per_byte": bits, "file_bytes": path.stat().st_size}
+            for way in (mode,) if name == "float" else (mode, "engine"):
+                quick = bits_per_byte_quick(model, run.quick, run.quick_bytes_per_token, way, pool)
+                found[f"{way}, {len(run.quick)} windows"] = quick
             sys.stderr.write(f"{name}: {bits:.4f} bits per byte on valid, {path.stat().st_size / 1e6:.2f} MB\n")
     (plan.work / "measured.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -162,5 +166,5 @@ def run_pipeline(plan: Plan) -> None:
     write_gguf(files["int4"], int4_model, tokenizer, int4=True)
     check_file(files["int4"], int4_model)
     plot_losses(plan.work / "loss.csv", plan.out / "loss.png")
-    _measure(plan, validation, files, tokens)
+    _measure(plan, validation, run, files, tokens)
     _write_samples(plan, tokenizer, files["int4"])

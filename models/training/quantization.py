@@ -51,13 +51,19 @@ def dequantize_q8_0(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (scales.float() * codes.float()).flatten(-2)
 
 
-def round_activation(x: torch.Tensor) -> torch.Tensor:
-    """Float32 values (..., K) that the int8 codes of activations `x` (..., K) float32 stand for."""
+def quantize_activation(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """INT8 codes (..., K/32, 32) and scales (..., K/32, 1) of activations `x` (..., K), all float32."""
     blocks = x.unflatten(-1, (-1, BLOCK))
     scales = blocks.abs().amax(-1, keepdim=True) / 127
     zero = scales < SMALLEST_SCALE
     codes = (blocks / scales.masked_fill(zero, float("inf"))).round_().clamp_(-127, 127)
-    return codes.mul_(scales.masked_fill_(zero, 0.0)).flatten(-2)
+    return codes, scales.masked_fill_(zero, 0.0)
+
+
+def round_activation(x: torch.Tensor) -> torch.Tensor:
+    """Float32 values (..., K) that the int8 codes of activations `x` (..., K) float32 stand for."""
+    codes, scales = quantize_activation(x)
+    return codes.mul_(scales).flatten(-2)
 
 
 def _straight_through(value: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
