@@ -33,7 +33,7 @@ from models.config import ModelConfig, expected_tensors
 from models.integer import forward
 from models.integer_forward import IntegerForward
 from models.integer_scales import integer_weights
-from models.integer_state import IntegerState
+from models.integer_state import integer_state
 from models.quantizers.static import Static, from_floats
 from models.state import Limits, plan
 from models.steps import Steps
@@ -123,7 +123,7 @@ def _ready(
         cos, sin = integer_tables(*rope_tables(limits.context, config.rope_dims, config.rope_base, divisors))
     except ValueError as error:
         raise FileError(f"{escape(path, 300)}: integer-only: {escape(str(error), 300)}; {advice}") from None
-    state = IntegerState(config, limits)
+    state = integer_state(config, limits)
     written = IntegerForward(config, weights, state, cos, sin)
     forward(written)
     compile_s = prepare([*LOOP_KERNELS, *written.steps.kernels, *also])

@@ -15,8 +15,8 @@ from kernels.integer_rope import integer_rope_store, q_limit
 from kernels.rope import rope_pairs
 from kernels.run import ROWS
 from models.config import ModelConfig
-from models.integer_state import IntegerState
 from models.integer_weights import Fixed, IntegerLayer, IntegerMatrix, IntegerWeights
+from models.state import State
 from models.steps import Steps
 from models.weights import padded
 
@@ -30,7 +30,7 @@ class IntegerForward:
     """An integer-only forward pass being written as a table of steps, `steps`; cos, sin: (context, pairs) int32."""
 
     def __init__(
-        self, config: ModelConfig, weights: IntegerWeights, state: IntegerState, cos: np.ndarray, sin: np.ndarray
+        self, config: ModelConfig, weights: IntegerWeights, state: State, cos: np.ndarray, sin: np.ndarray
     ) -> None:
         self.config, self.weights = config, weights
         self.steps = Steps()

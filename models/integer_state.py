@@ -1,11 +1,8 @@
 """The run state of an integer-only forward pass: INT8 cache, int32 residual stream and sums, INT8 rows between them."""
 
-import numpy as np
-
 from kernels.quantize import BLOCK
 from models.config import ModelConfig
-from models.memory import Arena
-from models.state import Limits, Shapes, State, shapes_bytes
+from models.state import Limits, Shapes, State
 from models.weights import padded
 
 
@@ -32,16 +29,6 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
     return shapes
 
 
-class IntegerState(State):
+def integer_state(config: ModelConfig, limits: Limits) -> State:
     """The cache and the scratch of one integer-only engine."""
-
-    def __init__(self, config: ModelConfig, limits: Limits) -> None:
-        self.limits = limits
-        self.cache = _allocate(cache_shapes(config, limits))
-        self.scratch = _allocate(scratch_shapes(config, limits))
-        self.cache["slots"][:] = np.arange(limits.slots) * limits.blocks
-
-
-def _allocate(shapes: Shapes) -> dict[str, np.ndarray]:
-    arena = Arena(shapes_bytes(shapes))
-    return {name: arena.take(dtype, shape) for name, (dtype, shape) in shapes.items()}
+    return State(config, limits, cache_shapes, scratch_shapes)

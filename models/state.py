@@ -7,7 +7,7 @@ Scratch: one row for each token of a run. Rows are padded to whole blocks of 32 
 the steps behind it, and the next layer writes over it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,9 @@ class Limits:
         return -(-self.context // 8)
 
 
+ShapesOf = Callable[[ModelConfig, Limits], Shapes]
+
+
 def plan(
     config: ModelConfig, types: Mapping[str, str], context: int, workers: int, chunk: int = CHUNK, slots: int = 1
 ) -> Limits:
@@ -72,7 +75,16 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
     """The arrays of the scratch: rows of floats, and quantised rows (`name_codes`, `name_scales`, `name_sums`)."""
     hidden, query, kv, ff = config.hidden_size, config.query_size, config.kv_size, config.feed_forward_size
     shapes: Shapes = {}
-    for name, width in {"x": hidden, "h": hidden, "q": query, "k": kv, "v": kv, "a": query, "gate": ff, "up": ff}.items():
+    for name, width in {
+        "x": hidden,
+        "h": hidden,
+        "q": query,
+        "k": kv,
+        "v": kv,
+        "a": query,
+        "gate": ff,
+        "up": ff,
+    }.items():
         shapes[name] = ("float32", (limits.rows, padded(width)))
     shapes["logits"] = ("float32", (limits.logit_rows, padded(config.vocab_size)))
     rows = tiled_rows(limits.rows)
@@ -90,16 +102,20 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
 
 def shapes_bytes(shapes: Shapes) -> int:
     """What arrays of these shapes take in an arena."""
-    return sum(aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for dtype, shape in shapes.values())
+    return sum(
+        aligned(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) for dtype, shape in shapes.values()
+    )
 
 
 class State:
-    """The cache and the scratch of one engine."""
+    """The cache and the scratch of one engine; which arrays they hold is said by `cache` and `scratch`."""
 
-    def __init__(self, config: ModelConfig, limits: Limits) -> None:
+    def __init__(
+        self, config: ModelConfig, limits: Limits, cache: ShapesOf = cache_shapes, scratch: ShapesOf = scratch_shapes
+    ) -> None:
         self.limits = limits
-        self.cache = _allocate(cache_shapes(config, limits))
-        self.scratch = _allocate(scratch_shapes(config, limits))
+        self.cache = _allocate(cache(config, limits))
+        self.scratch = _allocate(scratch(config, limits))
         self.cache["slots"][:] = np.arange(limits.slots) * limits.blocks
 
 
