@@ -10,9 +10,10 @@ Orders of summation, none of which depends on the split of work, the length of t
 Cache: keys and values (G, blocks of 8 positions, D, 8), see `kernels/rope.py`. In the last block, positions beyond the row's
 own get weight 0 and value 0, whatever memory holds there.
 
-Four query heads are computed at a time, by the loops of `kernels/attention_tiles.py`; two, where no more are left. An odd
-last head is computed twice. Tiles of TILE blocks stay in the first cache while all heads that a worker has pass over them.
-The work, (key/value head, row, pair of heads), is cut into shares of equal cost, a row costing its blocks plus OVERHEAD.
+Four query heads are computed at a time by the loops of `kernels/attention_tiles.py`, eight where there are registers for
+them; two, where no more are left. An odd last head is computed twice. Tiles of TILE blocks stay in the first cache while all
+heads that a worker has pass over them. The work, (key/value head, row, pair of heads), is cut into shares of equal cost, a
+row costing its blocks plus OVERHEAD.
 
 Scratch of one worker, `score_floats` long, for the P = 2 * pairs heads of a group:
 
@@ -44,6 +45,7 @@ from kernels.simd import (
 )
 from kernels.softmax import softmax_weights, softmax_weights_exact
 from kernels.types import F16, F32, I64, Float, Int
+from kernels.wide import wide
 
 OVERHEAD = 8
 
@@ -89,7 +91,7 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
 
 
 def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
-    score_pair, score_quad, mix_pair, mix_quad, mix_last = tiles(load, prefetch, Cache)
+    score_pair, score_quad, score_octet, mix_pair, mix_quad, mix_octet, mix_last = tiles(load, prefetch, Cache)
 
     def attend(
         out: F32,
@@ -116,11 +118,17 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
         last = blocks - 1
         region = totals + 8 * 2 * ((group + 1) // 2)
         heads, width, odd = 2 * (end - first), 8 * head_size, (end - first) % 2
+        eights = heads // 8 * 8 if wide() > 0 else 0
         for tile in range(0, blocks, TILE):
             stop = least(tile + TILE, blocks)
-            for pair in range(first, end - 1, 2):
-                a = region + row * 2 * (pair - first)
-                qa, qd = i + 2 * pair * head_size, i + least(2 * pair + 3, group - 1) * head_size
+            for h in range(0, eights, 8):
+                a, head = region + row * h, 2 * first + h
+                qa, qh = i + head * head_size, i + least(head + 7, group - 1) * head_size
+                for block in range(tile, stop, 2):
+                    score_octet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
+            for h in range(eights, heads - 2, 4):
+                a, head = region + row * h, 2 * first + h
+                qa, qd = i + head * head_size, i + least(head + 3, group - 1) * head_size
                 for block in range(tile, stop, 2):
                     score_quad(scratch, a, row, q, qa, qd, keys, start, step, head_size, block, last, scale)
             if odd == 1:
@@ -130,12 +138,19 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                     score_pair(scratch, a, a + row, q, qa, qb, keys, start, step, head_size, block, last, scale)
         own = least(heads, group - 2 * first)  # not the one computed twice
         for h in range(own):
+            for n in range(h, least(TILE, blocks), own):  # the first tile of values, meanwhile
+                for line in range(head_size // 4):
+                    prefetch(values, start + step * n + 32 * line)
             softmax_weights(scratch, region + row * h, length, scratch, totals + 8 * h)
         clear(scratch, sums, sums + heads * width)
         for tile in range(0, last, TILE):
             count = least(TILE, last - tile)
             v = start + step * tile
-            for h in range(0, heads - 2, 4):
+            for h in range(0, eights, 8):
+                a, sum_a = region + row * h + 8 * tile, sums + width * h
+                for d in range(0, head_size, 2):
+                    mix_octet(scratch, a, row, sum_a, width, values, v, step, d, head_size, count)
+            for h in range(eights, heads - 2, 4):
                 a, sum_a = region + row * h + 8 * tile, sums + width * h
                 for d in range(0, head_size, 2):
                     mix_quad(scratch, a, row, sum_a, width, values, v, step, d, head_size, count)

@@ -1,7 +1,8 @@
-"""The inner loops of attention: query heads against a tile of the cache, two or four heads at a time.
+"""The inner loops of attention: query heads against a tile of the cache, two, four or eight heads at a time.
 
 Eight running sums hide the latency of fma: two heads with four blocks of scores or four elements of the output, or four
-heads with two, where each half float that is loaded, and widened, is used four times.
+heads with two, where each half float that is loaded, and widened, is used four times. Where there are 32 registers, eight
+heads with two: sixteen sums, which don't wait for each other when a value is late.
 
 A tile is TILE blocks. Values are read an element at a time, a block apart, which no processor foresees. So each step of a
 loop asks for its share of what comes next, evenly and in the order of memory: keys AHEAD blocks further on, and the next
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.registry import subroutine
+from kernels.registry import subroutine, typed
+from kernels.rows import several
 from kernels.simd import fma, keep_below, load_f32x8, mul_f32, splat_f32, store_f32x8
-from kernels.types import F32, Float, Int
+from kernels.types import F32, F32x8, Float, Int
 
 TILE = 16
 AHEAD = 8
@@ -28,6 +30,65 @@ def least(a: Int, b: Int) -> Int:
     return a if a < b else b
 
 
+Sums = several(8, F32x8)  # of four heads: two of the first, two of the second, ...
+
+
+@subroutine
+@typed(result=Sums)
+def no_sums() -> Any:
+    """Empty sums."""
+    z = splat_f32(ZERO)
+    return z, z, z, z, z, z, z, z
+
+
+@subroutine
+@typed(sums=Sums, result=Sums)
+def grow(sums: Any, v0: F32x8, v1: F32x8, w: F32x8, x: F32x8, y: F32x8, z: F32x8) -> Any:
+    """Add w v0 and w v1 to the sums of the first head, x v0 and x v1 to those of the second, and so on."""
+    a0, a1, b0, b1, c0, c1, e0, e1 = sums
+    a0, a1, b0, b1 = fma(w, v0, a0), fma(w, v1, a1), fma(x, v0, b0), fma(x, v1, b1)
+    return a0, a1, b0, b1, fma(y, v0, c0), fma(y, v1, c1), fma(z, v0, e0), fma(z, v1, e1)
+
+
+@subroutine
+@typed(sums=Sums, result=Sums)
+def scaled(sums: Any, factor: F32x8) -> Any:
+    """sums * factor."""
+    a, b, c, e, f, g, h, i = sums
+    a, b, c, e = mul_f32(a, factor), mul_f32(b, factor), mul_f32(c, factor), mul_f32(e, factor)
+    return a, b, c, e, mul_f32(f, factor), mul_f32(g, factor), mul_f32(h, factor), mul_f32(i, factor)
+
+
+@subroutine
+@typed(result=Sums)
+def take(x: F32, i0: Int, i1: Int, apart: Int) -> Any:
+    """The sums at x[i0] and x[i1], and those of the other heads, each `apart` from the last."""
+    j0, j1, k0, k1, m0, m1 = i0 + apart, i1 + apart, i0 + 2 * apart, i1 + 2 * apart, i0 + 3 * apart, i1 + 3 * apart
+    a0, a1, b0, b1 = load_f32x8(x, i0), load_f32x8(x, i1), load_f32x8(x, j0), load_f32x8(x, j1)
+    return a0, a1, b0, b1, load_f32x8(x, k0), load_f32x8(x, k1), load_f32x8(x, m0), load_f32x8(x, m1)
+
+
+@subroutine
+@typed(sums=Sums)
+def put(x: F32, i0: Int, i1: Int, apart: Int, sums: Any) -> None:
+    """Store what `take` takes."""
+    a0, a1, b0, b1, c0, c1, e0, e1 = sums
+    store_f32x8(x, i0, a0)
+    store_f32x8(x, i1, a1)
+    store_f32x8(x, i0 + apart, b0)
+    store_f32x8(x, i1 + apart, b1)
+    store_f32x8(x, i0 + 2 * apart, c0)
+    store_f32x8(x, i1 + 2 * apart, c1)
+    store_f32x8(x, i0 + 3 * apart, e0)
+    store_f32x8(x, i1 + 3 * apart, e1)
+
+
+@subroutine
+def at(q: F32, i: Int) -> F32x8:
+    """q[i] in each lane."""
+    return splat_f32(q[i])
+
+
 def retyped(body: Callable[..., None], Cache: Any, *names: str) -> Callable[..., None]:
     """Say which type the cache has: one source serves both."""
     body.__annotations__.update(dict.fromkeys(names, Cache))
@@ -35,7 +96,7 @@ def retyped(body: Callable[..., None], Cache: Any, *names: str) -> Callable[...,
 
 
 def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> tuple[Callable[..., None], ...]:
-    """score_pair, score_quad, mix_pair, mix_quad and mix_last over a cache of type Cache, read by `load` and `prefetch`."""
+    """The pair, quad and octet forms of `score` and of `mix`, and mix_last; the cache is read by `load` and `prefetch`."""
 
     def score_pair(
         scores: F32,
@@ -136,24 +197,40 @@ def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -
         """Scores of the heads at q[qa], the two after it, and q[qd] with two blocks from `block`, or with `last` twice."""
         b1 = least(block + 1, last)
         i0, i1, qb, qc = k + step * block, k + step * b1, qa + head_size, qa + 2 * head_size
-        zero = splat_f32(ZERO)
-        s0, s1, t0, t1, u0, u1, v0, v1 = zero, zero, zero, zero, zero, zero, zero, zero
+        s = no_sums()
         for d in range(head_size):
             prefetch(keys, i0 + AHEAD * step + 16 * d)
             k0, k1 = load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)
-            x, y = splat_f32(q[qa + d]), splat_f32(q[qb + d])
-            s0, s1, t0, t1 = fma(x, k0, s0), fma(x, k1, s1), fma(y, k0, t0), fma(y, k1, t1)
-            x, y = splat_f32(q[qc + d]), splat_f32(q[qd + d])
-            u0, u1, v0, v1 = fma(x, k0, u0), fma(x, k1, u1), fma(y, k0, v0), fma(y, k1, v1)
-        factor, i0, i1 = splat_f32(scale), a + 8 * block, a + 8 * b1
-        store_f32x8(scores, i0, mul_f32(s0, factor))
-        store_f32x8(scores, i1, mul_f32(s1, factor))
-        store_f32x8(scores, i0 + row, mul_f32(t0, factor))
-        store_f32x8(scores, i1 + row, mul_f32(t1, factor))
-        store_f32x8(scores, i0 + 2 * row, mul_f32(u0, factor))
-        store_f32x8(scores, i1 + 2 * row, mul_f32(u1, factor))
-        store_f32x8(scores, i0 + 3 * row, mul_f32(v0, factor))
-        store_f32x8(scores, i1 + 3 * row, mul_f32(v1, factor))
+            s = grow(s, k0, k1, at(q, qa + d), at(q, qb + d), at(q, qc + d), at(q, qd + d))
+        put(scores, a + 8 * block, a + 8 * b1, row, scaled(s, splat_f32(scale)))
+
+    def score_octet(
+        scores: F32,
+        a: Int,
+        row: Int,
+        q: F32,
+        qa: Int,
+        qh: Int,
+        keys: Any,
+        k: Int,
+        step: Int,
+        head_size: Int,
+        block: Int,
+        last: Int,
+        scale: Float,
+    ) -> None:
+        """`score_quad` of eight heads: that at q[qa], the six after it, and q[qh]."""
+        b1 = least(block + 1, last)
+        i0, i1, D = k + step * block, k + step * b1, head_size
+        qb, qc, qd, qe, qf, qg = qa + D, qa + 2 * D, qa + 3 * D, qa + 4 * D, qa + 5 * D, qa + 6 * D
+        s, t = no_sums(), no_sums()
+        for d in range(head_size):
+            prefetch(keys, i0 + AHEAD * step + 16 * d)
+            k0, k1 = load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)
+            s = grow(s, k0, k1, at(q, qa + d), at(q, qb + d), at(q, qc + d), at(q, qd + d))
+            t = grow(t, k0, k1, at(q, qe + d), at(q, qf + d), at(q, qg + d), at(q, qh + d))
+        put(scores, a + 8 * block, a + 8 * b1, row, scaled(s, splat_f32(scale)))
+        put(scores, a + 8 * block + 4 * row, a + 8 * b1 + 4 * row, row, scaled(t, splat_f32(scale)))
 
     def mix_quad(
         scratch: F32,
@@ -171,31 +248,49 @@ def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -
         """`mix_pair` of four heads: weights `row` apart from scratch[a], sums `width` apart; elements d and d + 1."""
         d0, d1 = 8 * d, 8 * least(d + 1, dims - 1)
         b, c, e = a + row, a + 2 * row, a + 3 * row
-        i0, i1 = sums + d0, sums + d1
-        s0, s1 = load_f32x8(scratch, i0), load_f32x8(scratch, i1)
-        t0, t1 = load_f32x8(scratch, i0 + width), load_f32x8(scratch, i1 + width)
-        u0, u1 = load_f32x8(scratch, i0 + 2 * width), load_f32x8(scratch, i1 + 2 * width)
-        z0, z1 = load_f32x8(scratch, i0 + 3 * width), load_f32x8(scratch, i1 + 3 * width)
+        s = take(scratch, sums + d0, sums + d1, width)
         for n in range(blocks):
-            i = v + step * n
+            i, j = v + step * n, 8 * n
             prefetch(values, v + TILE * step + 8 * TILE * d + 16 * n)
             v0, v1 = load(values, i + d0), load(values, i + d1)
-            x, y = load_f32x8(scratch, a + 8 * n), load_f32x8(scratch, b + 8 * n)
-            s0, s1, t0, t1 = fma(x, v0, s0), fma(x, v1, s1), fma(y, v0, t0), fma(y, v1, t1)
-            x, y = load_f32x8(scratch, c + 8 * n), load_f32x8(scratch, e + 8 * n)
-            u0, u1, z0, z1 = fma(x, v0, u0), fma(x, v1, u1), fma(y, v0, z0), fma(y, v1, z1)
-        store_f32x8(scratch, i0, s0)
-        store_f32x8(scratch, i1, s1)
-        store_f32x8(scratch, i0 + width, t0)
-        store_f32x8(scratch, i1 + width, t1)
-        store_f32x8(scratch, i0 + 2 * width, u0)
-        store_f32x8(scratch, i1 + 2 * width, u1)
-        store_f32x8(scratch, i0 + 3 * width, z0)
-        store_f32x8(scratch, i1 + 3 * width, z1)
+            w, x = load_f32x8(scratch, a + j), load_f32x8(scratch, b + j)
+            s = grow(s, v0, v1, w, x, load_f32x8(scratch, c + j), load_f32x8(scratch, e + j))
+        put(scratch, sums + d0, sums + d1, width, s)
+
+    def mix_octet(
+        scratch: F32,
+        a: Int,
+        row: Int,
+        sums: Int,
+        width: Int,
+        values: Any,
+        v: Int,
+        step: Int,
+        d: Int,
+        dims: Int,
+        blocks: Int,
+    ) -> None:
+        """`mix_quad` of eight heads."""
+        d0, d1 = 8 * d, 8 * least(d + 1, dims - 1)
+        b, c, e, f = a + row, a + 2 * row, a + 3 * row, a + 4 * row
+        g, h, m, i0, i1 = a + 5 * row, a + 6 * row, a + 7 * row, sums + d0, sums + d1
+        s, t = take(scratch, i0, i1, width), take(scratch, i0 + 4 * width, i1 + 4 * width, width)
+        for n in range(blocks):
+            i, j = v + step * n, 8 * n
+            prefetch(values, v + TILE * step + 8 * TILE * d + 16 * n)
+            v0, v1 = load(values, i + d0), load(values, i + d1)
+            w, x = load_f32x8(scratch, a + j), load_f32x8(scratch, b + j)
+            s = grow(s, v0, v1, w, x, load_f32x8(scratch, c + j), load_f32x8(scratch, e + j))
+            w, x = load_f32x8(scratch, f + j), load_f32x8(scratch, g + j)
+            t = grow(t, v0, v1, w, x, load_f32x8(scratch, h + j), load_f32x8(scratch, m + j))
+        put(scratch, i0, i1, width, s)
+        put(scratch, i0 + 4 * width, i1 + 4 * width, width, t)
 
     subroutine(retyped(score_pair, Cache, "keys"))
     subroutine(retyped(score_quad, Cache, "keys"))
+    subroutine(retyped(score_octet, Cache, "keys"))
     subroutine(retyped(mix_pair, Cache, "values"))
     subroutine(retyped(mix_quad, Cache, "values"))
+    subroutine(retyped(mix_octet, Cache, "values"))
     subroutine(retyped(mix_last, Cache, "values"))
-    return score_pair, score_quad, mix_pair, mix_quad, mix_last
+    return score_pair, score_quad, score_octet, mix_pair, mix_quad, mix_octet, mix_last

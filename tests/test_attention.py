@@ -57,6 +57,8 @@ CASES = [  # kernel, H, G, D, positions, slots of the rows
     (attention_f16, 6, 1, 3, [139], [0]),  # four heads and two, elements left over, more than one tile
     (attention_f32, 4, 4, 5, [0, 17, 31], [1, 0, 2]),
     (attention_f32, 3, 1, 16, [138], [0]),
+    (attention_f16, 14, 2, 5, [137, 9], [0, 1]),  # eight heads, the last computed twice
+    (attention_f32, 11, 1, 6, [150], [2]),  # eight and four, one of them twice
 ]
 
 
