@@ -15,7 +15,7 @@ import numpy as np
 from kernels.block_types import QUANTIZERS
 from kernels.rope_table import rope_tables
 from models.config import ModelConfig, expected_tensors
-from models.quantizers.folding import awq_scale, fold, magnitudes, rounded_with
+from models.quantizers.folding import awq_scale, fold, mean_magnitude, rounded_with
 from models.quantizers.gptq import Plan, against_drift, gathered, gptq, moments, plan
 from models.quantizers.transformer import GROUPS, MATRICES, Angles, Keep, Layer, Texts, run_layer
 
@@ -142,7 +142,7 @@ def awq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray], 
         steps = run_layer(config, dict(layer), xs, angles, keep=model.keep)
         seen = {}
         for group, inputs in steps:
-            seen[group] = magnitudes(inputs())[0], moments(inputs())
+            seen[group] = mean_magnitude(inputs()), moments(inputs())
         importance: dict[str, np.ndarray] = {}
         for group in GROUPS[::-1]:  # a later group changes rows of an earlier one, whose own columns come after
             mean, h = seen[group]

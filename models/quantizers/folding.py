@@ -25,13 +25,12 @@ LARGEST_RATIO = 1e4  # between the scales of a group
 Group = tuple[str, ...]
 
 
-def magnitudes(inputs: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the largest |x| of each column of inputs (T, K)."""
-    total, largest, count = np.zeros(()), np.zeros(()), 0
+def mean_magnitude(inputs: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean |x| of each column of inputs (T, K)."""
+    total, count = np.zeros(()), 0
     for x in inputs:
-        size = np.abs(x)
-        total, largest, count = total + size.sum(0, dtype=np.float64), np.maximum(largest, size.max(0)), count + len(x)
-    return total / max(count, 1), largest
+        total, count = total + np.abs(x).sum(0, dtype=np.float64), count + len(x)
+    return total / max(count, 1)
 
 
 def shared(config: ModelConfig, group: Group, x: np.ndarray) -> np.ndarray:

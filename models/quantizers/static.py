@@ -14,7 +14,7 @@ a scale for each channel costs nothing there. It is the channel's unit, times wh
 SmoothQuant's scales, which otherwise are folded into the norms and matrices before, are in the ratios of the steps before.
 
     tensor                                       dtype, shape
-    NAME.weight, NAME.weight_scale               int8 (N, K), float32 (N,)   matrices; the embedding, with columns of scale 1:
+    NAME.weight, NAME.weight_scale               int8 (N, K), float32 (N,)   matrices; the embedding, its columns of scale 1:
                                                                              a tied output is made from it
     NAME.weight, NAME.bias, rope_freqs.weight    float32                     norms, biases, divisors
     output_in.scale, blk.I.ACTIVATION.scale      float32 (channels,)         `layer_shapes`

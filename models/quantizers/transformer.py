@@ -23,7 +23,6 @@ Inputs = Callable[[], Iterable[np.ndarray]]
 Texts = Sequence[np.ndarray]  # one array for each text
 Keep = Callable[[Iterable[np.ndarray]], Texts]
 Stop = tuple[tuple[str, ...], Inputs]
-Change = Callable[[str, np.ndarray], np.ndarray]
 Angles = tuple[np.ndarray, np.ndarray]
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 MATRICES = tuple(name for group in GROUPS for name in group)
@@ -54,34 +53,21 @@ class Steps:
         return self.result
 
 
-def unchanged(name: str, x: np.ndarray) -> np.ndarray:
-    """The default `change`: inputs as they are."""
-    return x
-
-
-def run_layer(
-    config: ModelConfig,
-    layer: Layer,
-    xs: Texts,
-    angles: Angles,
-    change: Change = unchanged,
-    keep: Keep | None = None,
-) -> Steps:
+def run_layer(config: ModelConfig, layer: Layer, xs: Texts, angles: Angles, keep: Keep | None = None) -> Steps:
     """One transformer block over several texts, stop by stop.
 
     Args:
         layer: Its tensors; a matrix is (N, K).
         xs: The residual stream of each text, (T, hidden) float32.
         angles: Cosines and sines of `kernels.rope_table.rope_tables`.
-        change: What becomes of an input of the products of a group, named by its first matrix: rounding, for instance.
         keep: Puts arrays somewhere, and gives what is there to be iterated over again and again (None: in memory, but for
             the widest, which are computed again).
     """
-    return Steps(_stops(config, layer, xs, angles, change, keep))
+    return Steps(_stops(config, layer, xs, angles, keep))
 
 
 def _stops(
-    config: ModelConfig, layer: Layer, xs: Texts, angles: Angles, change: Change, keep: Keep | None
+    config: ModelConfig, layer: Layer, xs: Texts, angles: Angles, keep: Keep | None
 ) -> Generator[Stop, None, Texts]:
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         out: np.ndarray = x @ layer[name].T
@@ -92,13 +78,11 @@ def _stops(
 
     def attended() -> Iterable[np.ndarray]:
         for h in first():
-            h = change("attn_q", h)
             q, k, v = (linear(h, name) for name in GROUPS[0])
             yield attention(config, q, k, v, angles)
 
     def gated() -> Iterable[np.ndarray]:
         for h in second():
-            h = change("ffn_gate", h)
             yield silu(linear(h, "ffn_gate")) * linear(h, "ffn_up")
 
     kept = keep or list
@@ -106,13 +90,13 @@ def _stops(
     yield GROUPS[0], first
     heads = kept(attended())
     yield GROUPS[1], functools.partial(iter, heads)
-    xs = kept(x + linear(change("attn_output", a), "attn_output") for x, a in zip(xs, heads))
+    xs = kept(x + linear(a, "attn_output") for x, a in zip(xs, heads))
     heads = []
     second = normed(xs, "ffn_norm")
     yield GROUPS[2], second
     inner: Inputs = gated if keep is None else functools.partial(iter, keep(gated()))
     yield GROUPS[3], inner
-    return kept(x + linear(change("ffn_down", a), "ffn_down") for x, a in zip(xs, inner()))
+    return kept(x + linear(a, "ffn_down") for x, a in zip(xs, inner()))
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
