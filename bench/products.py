@@ -13,7 +13,7 @@ import numpy as np
 from bench.models import random_blocks
 from engine.kernel_cache import prepare
 from engine.threads import LOOP_KERNELS, Team
-from kernels.quantize import quantize, tiled_rows
+from kernels.quantize import SUMS, quantize, tiled_rows
 from kernels.run import LOGIT_ROWS, ROWS, run_block
 from models.formats import FORMS
 from models.memory import Arena
@@ -44,9 +44,7 @@ class Products:
         self.source = random_blocks((outputs, inputs), type, rng)
         for matrix in matrices:
             steps = Steps()
-            steps.add(
-                form.pack, source=self.source.reshape(-1), rows=outputs, **form.columns(inputs), **matrix.arrays
-            )
+            steps.add(form.pack, source=self.source.reshape(-1), rows=outputs, **form.columns(inputs), **matrix.arrays)
             self._team.run(steps.table())
         self._steps = self._products(matrices)
         self._table = self._steps.table()
@@ -56,7 +54,7 @@ class Products:
         blocks = inputs // 32
         codes = np.zeros(tiled_rows(rows) * inputs, np.int8)
         scales = np.zeros(tiled_rows(rows) * blocks, np.float32)
-        sums = np.zeros(tiled_rows(rows) * blocks * 2, np.int32)
+        sums = np.zeros(tiled_rows(rows) * blocks * SUMS, np.int32)
         bias = np.zeros(outputs, np.float32)
         steps = Steps()
         for matrix in matrices:

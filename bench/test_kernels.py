@@ -21,6 +21,7 @@ from engine.threads import Team, default_threads
 from kernels.attention import attention_f16, score_floats
 from kernels.gate import silu_gate_quantize
 from kernels.norm import rms_norm_quantize
+from kernels.quantize import SUMS
 from kernels.registry import Kernel
 from kernels.run import FIRST, POSITION, ROWS, WIDTH, run_block
 from models.steps import Steps
@@ -50,7 +51,9 @@ def plain_loop(out: Any, x: Any, x_scales: Any, codes: Any, scales: Any) -> None
             out[t, n] = total
 
 
-def measure(benchmark: BenchmarkFixture, work: Callable[[], Any], nbytes: float, multiply_adds: float, **info: Any) -> None:
+def measure(
+    benchmark: BenchmarkFixture, work: Callable[[], Any], nbytes: float, multiply_adds: float, **info: Any
+) -> None:
     benchmark.pedantic(work, rounds=9, iterations=1, warmup_rounds=2)
     if benchmark.stats:
         seconds = benchmark.stats.stats.median
@@ -129,7 +132,7 @@ def quantised(rows: int, width: int) -> dict[str, np.ndarray]:
     return {
         "codes": np.zeros(rows * width, np.int8),
         "scales": np.zeros(rows * width // 32, np.float32),
-        "sums": np.zeros(rows * width // 16, np.int32),
+        "sums": np.zeros(rows * width // 32 * SUMS, np.int32),
     }
 
 

@@ -5,8 +5,8 @@ so that four k of one output meet in one lane of the sum; `kernels/rows.py` mult
 
     4 bits   four vectors; byte b of vector j: low nibble for w[j], high nibble for w[j + 4]          128 bytes
     5 bits   the same, then one vector: bit j of byte b is bit 4 for byte b of w[j]                   160 bytes
-    6 bits   the same as 4 bits, then two vectors: bits 2j and 2j + 1 of byte b of the first
-             are bits 4 and 5 for byte b of w[j]; of the second, for w[j + 4]                         192 bytes
+    6 bits   three vectors for w[0] to w[3]: the low six bits of byte b for the first three, of whose high two bits w[3]
+             has those of the first as its lowest; then three for w[4] to w[7]                        192 bytes
     8 bits   as in registers                                                                          256 bytes
 
 Bounds: pairs of products are added in int16: at most 2 * 15 * 127 = 3810 each for 4 bits, of which eight make 30480;
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.dot import bit_pairs, high_nibbles, low_nibbles, or_u8, single_bits
+from kernels.dot import high_nibbles, high_pairs, low_nibbles, low_six, or_u8, single_bits
 from kernels.lanes import Subroutine
 from kernels.registry import subroutine, typed
 from kernels.rows import SIGNED6, SIGNED8, UNSIGNED, Rows
@@ -74,25 +74,19 @@ def products5(rows: Rows) -> Subroutine:
 
 @cache
 def products6(rows: Rows) -> Subroutine:
-    """6-bit codes, less 32 once `centred` has seen the sums: a pair of sums for each row, of 16 codes each."""
-    running, (Pairs, pairs), load = rows.running(SIGNED6), rows.pairs, rows.lanes.load_codes
+    """16 6-bit codes, less 32 once `centred` has seen the sums."""
+    running, load = rows.running(SIGNED6), rows.lanes.load_codes
     zero, add, total = running.zero, running.add, running.total
 
     @rows.lanes.subroutine
-    @typed(result=Pairs)
+    @typed(result=rows.Sums)
     def dot(p: U8, i: Int, across: Int, x: I8, k: Int, apart: Int) -> Any:
-        two_bits = load(p, i + 128, across)
-        s = zero()
-        for j in range(4):
-            w = or_u8(low_nibbles(load(p, i + 32 * j, across)), bit_pairs(two_bits, 2 * j))
-            s = add(s, w, x, k + 4 * j, apart)
-        first = total(s)
-        two_bits = load(p, i + 160, across)
-        s = zero()
-        for j in range(4):
-            w = or_u8(high_nibbles(load(p, i + 32 * j, across)), bit_pairs(two_bits, 2 * j))
-            s = add(s, w, x, k + 16 + 4 * j, apart)
-        return pairs(first, total(s))
+        a, b, c = load(p, i, across), load(p, i + 32, across), load(p, i + 64, across)
+        s = add(zero(), low_six(a), x, k, apart)
+        s = add(s, low_six(b), x, k + 4, apart)
+        s = add(s, low_six(c), x, k + 8, apart)
+        s = add(s, high_pairs(a, b, c), x, k + 12, apart)
+        return total(s)
 
     return dot
 
@@ -142,9 +136,12 @@ def put_code5(p: U8, i: Int, r: Int, k: Int, code: Int) -> None:
 @subroutine
 def put_code6(p: U8, i: Int, r: Int, k: Int, code: Int) -> None:
     """`code` becomes the 6-bit code of output r at k."""
-    put_code4(p, i, r, k, code)
-    at = i + 128 + 32 * (k // 16) + 4 * r + k % 4
-    p[at] = p[at] | (code >> 4) << (k // 4 % 4 * 2)
+    at, j = i + 96 * (k // 16) + 4 * r + k % 4, k // 4 % 4
+    if j < 3:
+        p[at + 32 * j] = p[at + 32 * j] | code
+    else:
+        for n in range(3):
+            p[at + 32 * n] = p[at + 32 * n] | (code >> 2 * n & 3) << 6
 
 
 @subroutine
@@ -183,7 +180,10 @@ def code5(p: U8, i: Int, r: Int, k: Int) -> Int:
 @subroutine
 def code6(p: U8, i: Int, r: Int, k: Int) -> Int:
     """The 6-bit code of output r at k."""
-    return code4(p, i, r, k) | (byte(p, i + 128 + 32 * (k // 16) + 4 * r + k % 4) >> (k // 4 % 4 * 2) & 3) << 4
+    at, j = i + 96 * (k // 16) + 4 * r + k % 4, k // 4 % 4
+    if j < 3:
+        return byte(p, at + 32 * j) & 63
+    return byte(p, at) >> 6 | byte(p, at + 32) >> 6 << 2 | byte(p, at + 64) >> 6 << 4
 
 
 @subroutine

@@ -27,9 +27,15 @@ def high_nibbles(v: U8xN) -> U8xN:
 
 
 @operation
-def bit_pairs(v: U8xN, shift: Int) -> U8xN:
-    """Two bits of each byte from bit `shift` (a constant) on, moved to bits 4 and 5."""
-    return ((v >> np.uint8(shift)) & np.uint8(3)) << np.uint8(4)
+def low_six(v: U8xN) -> U8xN:
+    """The low six bits of each byte."""
+    return v & np.uint8(63)
+
+
+@operation
+def high_pairs(a: U8xN, b: U8xN, c: U8xN) -> U8xN:
+    """The high two bits of each byte of a, b and c, as bits 0 and 1, 2 and 3, 4 and 5."""
+    return a >> np.uint8(6) | b >> np.uint8(6) << np.uint8(2) | c >> np.uint8(6) << np.uint8(4)
 
 
 @operation

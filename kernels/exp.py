@@ -14,8 +14,8 @@ A result below 2^-125.5 is 0 (n <= -126), one above the largest float is infinit
 import numpy as np
 
 from kernels.registry import subroutine
-from kernels.simd import fma, max_f32, min_f32, mul_f32, power_of_two, rint_f32, splat_f32, sub_f32, to_i32
-from kernels.types import F32x8
+from kernels.simd import fma, max_f32, min_f32, mul_f32, power_of_two, rint_f32, spread_f32, sub_f32, to_i32
+from kernels.types import F32xN
 
 LOWEST, HIGHEST = np.float32(-87.25), np.float32(89.0)  # from here on the result stays 0, or infinite
 INVERSE_LN2 = np.float32(float.fromhex("0x1.715476p+0"))
@@ -30,19 +30,19 @@ C6 = np.float32(2 * float.fromhex("0x1.6a4b36p-10"))
 
 
 @subroutine
-def exp(x: F32x8) -> F32x8:
+def exp(x: F32xN) -> F32xN:
     """exp(x), lane by lane."""
-    x = min_f32(splat_f32(HIGHEST), max_f32(splat_f32(LOWEST), x))  # in this order a NaN passes
-    n = rint_f32(mul_f32(x, splat_f32(INVERSE_LN2)))
-    r = fma(n, splat_f32(-LN2), x)
-    r = fma(n, splat_f32(-LN2_REST), r)
-    p = fma(splat_f32(C6), r, splat_f32(C5))
-    p = fma(p, r, splat_f32(C4))
-    p = fma(p, r, splat_f32(C3))
-    p = fma(p, r, splat_f32(C2))
-    p = fma(p, r, splat_f32(TWO))
-    p = fma(p, r, splat_f32(TWO))
-    return mul_f32(p, power_of_two(to_i32(sub_f32(n, splat_f32(ONE)))))
+    x = min_f32(spread_f32(HIGHEST, x), max_f32(spread_f32(LOWEST, x), x))  # in this order a NaN passes
+    n = rint_f32(mul_f32(x, spread_f32(INVERSE_LN2, x)))
+    r = fma(n, spread_f32(-LN2, x), x)
+    r = fma(n, spread_f32(-LN2_REST, x), r)
+    p = fma(spread_f32(C6, x), r, spread_f32(C5, x))
+    p = fma(p, r, spread_f32(C4, x))
+    p = fma(p, r, spread_f32(C3, x))
+    p = fma(p, r, spread_f32(C2, x))
+    p = fma(p, r, spread_f32(TWO, x))
+    p = fma(p, r, spread_f32(TWO, x))
+    return mul_f32(p, power_of_two(to_i32(sub_f32(n, spread_f32(ONE, x)))))
 
 
 def exp_exact(x: np.ndarray) -> np.ndarray:

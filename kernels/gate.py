@@ -11,19 +11,37 @@ import numpy as np
 
 from kernels.exp import exp, exp_exact
 from kernels.quantize import quantize_exact, share, store_quantized, tiled_block
-from kernels.registry import kernel, subroutine
-from kernels.simd import add_f32, div_f32, load_f32x8, mul_f32, splat_f32, store_f32x8, sub_f32
-from kernels.types import F32, I8, I32, I64, F32x8, Int
+from kernels.registry import kernel, subroutine, wide_subroutine
+from kernels.simd import add_f32, div_f32, load_f32x8, mul_f32, spread_f32, store_f32x8, sub_f32
+from kernels.types import F32, I8, I32, I64, F32xN, Int
+from kernels.wide import load_f32x16, store_f32x16, wide
 
+CHUNK = 8  # blocks in a turn
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
 @subroutine
-def gated(gate: F32, up: F32, i: Int) -> F32x8:
-    """silu(gate[i:i+8]) * up[i:i+8]."""
-    g = load_f32x8(gate, i)
-    below = add_f32(splat_f32(ONE), exp(sub_f32(splat_f32(ZERO), g)))
-    return mul_f32(div_f32(g, below), load_f32x8(up, i))
+def gated(g: F32xN, up: F32xN) -> F32xN:
+    """silu(g) * up."""
+    below = add_f32(spread_f32(ONE, g), exp(sub_f32(spread_f32(ZERO, g), g)))
+    return mul_f32(div_f32(g, below), up)
+
+
+@wide_subroutine
+def gate_wide(out: F32, gate: F32, up: F32, at: Int) -> None:
+    """A block of 32 as two vectors of 64 bytes."""
+    for i in range(at, at + 32, 16):
+        store_f32x16(out, i, gated(load_f32x16(gate, i), load_f32x16(up, i)))
+
+
+@subroutine
+def gate_block(out: F32, gate: F32, up: F32, at: Int) -> None:
+    """out[at:at+32] = silu(gate) * up; out may be gate or up."""
+    if wide() > 0:
+        gate_wide(out, gate, up, at)
+    else:
+        for i in range(at, at + 32, 8):
+            store_f32x8(out, i, gated(load_f32x8(gate, i), load_f32x8(up, i)))
 
 
 @kernel
@@ -34,13 +52,7 @@ def silu_gate(
     start, end = share(run[count] * blocks, rank, size)
     for i in range(start, end):
         row = i // blocks
-        at = row * stride + (i - row * blocks) * 32
-        v0, v1 = gated(gate, up, at), gated(gate, up, at + 8)
-        v2, v3 = gated(gate, up, at + 16), gated(gate, up, at + 24)
-        store_f32x8(out, at, v0)
-        store_f32x8(out, at + 8, v1)
-        store_f32x8(out, at + 16, v2)
-        store_f32x8(out, at + 24, v3)
+        gate_block(out, gate, up, row * stride + (i - row * blocks) * 32)
 
 
 @kernel
@@ -57,16 +69,25 @@ def silu_gate_quantize(
     stride: Int,
     count: Int,
 ) -> None:
-    """The same rows as `silu_gate`, quantised: codes, scales and sums in the tiled order of `kernels/quantize.py`."""
+    """The same rows as `silu_gate`, quantised: codes, scales and sums in the tiled order of `kernels/quantize.py`.
+
+    In two turns, and `gate` holds silu(gate) * up afterwards: exp and then the search for the largest are chains of
+    instructions that wait for each other, more of them than a processor can look ahead to overlap those of two blocks.
+    """
     rows = run[count]
     start, end = share(rows * blocks, rank, size)
-    for i in range(start, end):
-        row = i // blocks
-        block = i - row * blocks
-        at = row * stride + block * 32
-        v0, v1 = gated(gate, up, at), gated(gate, up, at + 8)
-        v2, v3 = gated(gate, up, at + 16), gated(gate, up, at + 24)
-        store_quantized(v0, v1, v2, v3, codes, scales, sums, tiled_block(row, block, blocks, rows))
+    for first in range(start, end, CHUNK):
+        last = first + CHUNK if first + CHUNK < end else end
+        for i in range(first, last):
+            row = i // blocks
+            gate_block(gate, gate, up, row * stride + (i - row * blocks) * 32)
+        for i in range(first, last):
+            row = i // blocks
+            block = i - row * blocks
+            at = row * stride + block * 32
+            v0, v1 = load_f32x8(gate, at), load_f32x8(gate, at + 8)
+            v2, v3 = load_f32x8(gate, at + 16), load_f32x8(gate, at + 24)
+            store_quantized(v0, v1, v2, v3, codes, scales, sums, tiled_block(row, block, blocks, rows))
 
 
 def silu_gate_exact(gate: np.ndarray, up: np.ndarray) -> np.ndarray:

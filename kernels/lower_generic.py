@@ -99,6 +99,11 @@ def broadcast_i8x4(b: ir.IRBuilder, p: ir.Value, i: ir.Value) -> ir.Value:
 
 
 @lower
+def broadcast_i32(b: ir.IRBuilder, p: ir.Value, i: ir.Value, like: ir.Value) -> ir.Value:
+    return splat(b, load(b, p, i, i32), like.type)
+
+
+@lower
 def broadcast_times(b: ir.IRBuilder, p: ir.Value, i: ir.Value, factor: ir.Value, like: ir.Value) -> ir.Value:
     return splat(b, b.mul(load(b, p, i, i32), b.trunc(factor, i32)), like.type)
 
@@ -196,7 +201,8 @@ def keep_below(b: ir.IRBuilder, a: ir.Value, start: ir.Value, limit: ir.Value, o
 
 @lower
 def power_of_two(b: ir.IRBuilder, n: ir.Value) -> ir.Value:
-    return b.bitcast(b.shl(b.add(n, constant(127, i32x8)), constant(23, i32x8)), f32x8)
+    bits = b.shl(b.add(n, constant(127, n.type)), constant(23, n.type))
+    return b.bitcast(bits, ir.VectorType(f32, n.type.count))
 
 
 def _tree(b: ir.IRBuilder, v: ir.Value, join: Callable[..., ir.Value]) -> ir.Value:
@@ -278,9 +284,18 @@ def high_nibbles(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
 
 
 @lower
-def bit_pairs(b: ir.IRBuilder, v: ir.Value, shift: ir.Value) -> ir.Value:
-    moved = b.lshr(v, splat(b, b.trunc(shift, i8), v.type))
-    return b.shl(b.and_(moved, constant(3, v.type)), constant(4, v.type))
+def low_six(b: ir.IRBuilder, v: ir.Value) -> ir.Value:
+    return b.and_(v, constant(63, v.type))
+
+
+@lower
+def high_pairs(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """Shifted in 16 bits: some processors have no shift of bytes."""
+    wide, parts = ir.VectorType(i16, x.type.count // 2), []
+    for v, shift, mask in ((x, 6, 3), (y, 4, 12), (z, 2, 48)):
+        moved = b.lshr(b.bitcast(v, wide), constant(shift, wide))
+        parts.append(b.and_(b.bitcast(moved, v.type), constant(mask, v.type)))
+    return b.or_(parts[0], b.or_(parts[1], parts[2]))
 
 
 @lower

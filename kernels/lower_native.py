@@ -40,8 +40,6 @@ def lowerings(target: Target) -> dict[str, Lowering]:
         found |= _half_floats | _x86 | (_vnni if target.vnni else _avx2)
         if target.wide:
             found |= _wide
-        elif target.vnni:
-            found |= dict.fromkeys(("dot_u4", "dot_i6", "dot_i8"), _vpdpbusd_in_order)
     elif target.neon_dot:
         found |= _half_floats | _neon
     return found
@@ -71,7 +69,10 @@ def _widen_f16(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 
 
 def _to_i32(b: ir.IRBuilder, a: ir.Value) -> ir.Value:
-    return call(b, "llvm.x86.avx.cvtt.ps2dq.256", i32x8, a)
+    if a.type.count == 8:
+        return call(b, "llvm.x86.avx.cvtt.ps2dq.256", i32x8, a)
+    every, rounding = ir.Constant(i16, -1), ir.Constant(i32, 4)  # all lanes; as it is set (truncation does not ask)
+    return call(b, "llvm.x86.avx512.mask.cvttps2dq.512", i32x16, a, constant(0, i32x16), every, rounding)
 
 
 _half_floats: dict[str, Lowering] = {
@@ -171,10 +172,10 @@ def _vpdpbusd_in_order(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, a: ir.Value
 
 
 _vnni: dict[str, Lowering] = {
-    "dot_u4": _vpdpbusd,
+    "dot_u4": _vpdpbusd_in_order,
     "dot_u8": _vpdpbusd,
-    "dot_i6": _vpdpbusd,
-    "dot_i8": _vpdpbusd,
+    "dot_i6": _vpdpbusd_in_order,
+    "dot_i8": _vpdpbusd_in_order,
     "centred": lambda b, sums, offset: b.sub(sums, offset),
 }
 
@@ -193,6 +194,8 @@ _wide: dict[str, Lowering] = {
     "join_u8": _join,
     "join_i32": _join,
     "join_f32": _join,
+    "load_f32x16": lambda b, p, i: load(b, p, i, ir.VectorType(f32, 16)),
+    "store_f32x16": store,
     "low_half": lambda b, v: pick(b, v, list(range(8))),
     "high_half": lambda b, v: pick(b, v, list(range(8, 16))),
     "broadcast_i8x4_wide": _broadcast_i8x4_wide,

@@ -8,15 +8,20 @@ is one output's own running sum and nothing depends on the width of vectors, on 
     codes     (group of 8 outputs, block of 32, code_bytes)      the integers, laid out as the format's file says
     scales    (group of 8 outputs, block of 32, scale_halves)    float16: scales, and minima behind them
 
-A format is six subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
+A format is three subroutines, from which the kernels below are made (each is compiled by itself, with them inlined):
 
-    products(rows)(codes, start(n), across, x, k, apart) -> sums    of block n = group * blocks + b with those rows
-    load(codes, scales, n) -> weights                               scales of block n, in registers
-    add(acc, sums, weights, x_scales, x_sums, at) -> acc            one block's term for the activation's block `at`
-    put(codes, scales, n, r, source, at)                            block `at` of the file becomes lane r of block n
-    element(codes, scales, n, r, k) -> float                        weight k of lane r in block n
+    block(rows)(acc, packed, n, blocks, activations, at, apart) -> acc    plus the terms of block n = group * blocks + b
+                                                                          with the activations' block `at` of those rows
+    put(codes, scales, n, r, source, at)                                  block `at` of the file becomes lane r of block n,
+                                                                          which is 0 before
+    element(codes, scales, n, r, k) -> float                              weight k of lane r in block n
 
-(`put` finds zeros.)
+Most formats' `block` is made by `block_terms` of four others:
+
+    products(rows)(codes, start(n), across, x, k, apart) -> sums          with those rows
+    load(codes, scales, n) -> weights                                     scales of block n, in registers
+    add(acc, sums, weights, x_scales, x_sums, at) -> acc                  one row's term
+
 Where registers hold 16 outputs, two groups are taken together for eight rows at a time; the other rows four at a time, the
 last one alone (`kernels/rows.py`). The weights of a group are read from memory once and stay in the caches for all its rows;
 meanwhile those of the next are asked for, a part of them (`pitch` bytes for each block) during each tile of rows.
@@ -24,16 +29,17 @@ meanwhile those of the next are asked for, a part of them (`pitch` bytes for eac
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kernels.lanes import Subroutine
 from kernels.quantize import share, tile_rows, tiled_block
-from kernels.registry import Kernel, kernel
+from kernels.registry import Kernel, kernel, typed
 from kernels.rows import FOUR, ONE, WIDE, Rows
 from kernels.simd import prefetch
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 from kernels.wide import wide
 
-AHEAD = 6144  # bytes to ask for ahead of the product that reads each weight once
+AHEAD = 1536  # bytes to ask for ahead of the product that reads each weight once
 Activations = tuple[I8, F32, I32]  # codes, scales, sums
 Packed = tuple[U8, F16, F32]  # codes, scales, bias
 
@@ -71,10 +77,7 @@ def block_format(
     file_bytes: int,
     code_bytes: int,
     scale_halves: int,
-    products: Callable[[Rows], Subroutine],
-    start: Subroutine,
-    load: Subroutine,
-    add: Subroutine,
+    block: Callable[[Rows], Subroutine],
     put: Subroutine,
     element: Subroutine,
 ) -> Format:
@@ -85,10 +88,35 @@ def block_format(
         file_bytes,
         code_bytes,
         scale_halves,
-        _matmul(f"matmul_{name.lower()}", code_bytes, products, start, load, add),
+        _matmul(f"matmul_{name.lower()}", code_bytes, block),
         _pack(f"pack_{name.lower()}", code_bytes, scale_halves, put),
         _embed(f"embed_{name.lower()}", element),
     )
+
+
+def block_terms(
+    products: Callable[[Rows], Subroutine], start: Subroutine, load: Subroutine, add: Subroutine
+) -> Callable[[Rows], Subroutine]:
+    """The usual block: its products, then its terms."""
+    _, Sum, Weights, *_ = add.__annotations__.values()
+
+    def block(rows: Rows) -> Subroutine:
+        dot, weights, terms = products(rows), rows.lanes.load(load, Weights), rows.terms(add, Sum, Weights)
+        Floats = rows.zero.__annotations__["return"]
+
+        @rows.lanes.subroutine
+        @typed(acc=Floats, result=Floats)
+        def add_block(
+            acc: Any, packed: Packed, n: Int, blocks: Int, activations: Activations, at: Int, apart: Int
+        ) -> Any:
+            (x, x_scales, x_sums), (codes, scales, _) = activations, packed
+            across = start(n + blocks) - start(n)
+            sums = dot(codes, start(n), across, x, 32 * at, apart)
+            return terms(acc, sums, weights(codes, scales, n, blocks), x_scales, x_sums, at, apart)
+
+        return add_block
+
+    return block
 
 
 def _named(name: str, body: Callable[..., None]) -> Kernel:
@@ -96,18 +124,9 @@ def _named(name: str, body: Callable[..., None]) -> Kernel:
     return kernel(body)
 
 
-def _tile(
-    rows: Rows,
-    lines: int,
-    products: Callable[[Rows], Subroutine],
-    start: Subroutine,
-    load: Subroutine,
-    add_block: Subroutine,
-) -> Subroutine:
+def _tile(rows: Rows, lines: int, block: Callable[[Rows], Subroutine]) -> Subroutine:
     """8 or 16 outputs of some rows, from first block to last; for each, so many cache lines are asked for in advance."""
-    dot, zero, finish = products(rows), rows.zero, rows.finish
-    _, Sum, Weights, *_ = add_block.__annotations__.values()
-    weights, terms = rows.lanes.load(load, Weights), rows.terms(add_block, Sum, Weights)
+    add_block, zero, finish = block(rows), rows.zero, rows.finish
 
     @rows.lanes.subroutine
     def tile(
@@ -126,15 +145,13 @@ def _tile(
         add: Int,
         count: Int,
     ) -> None:
-        (x, x_scales, x_sums), (codes, scales, bias) = activations, packed
+        codes, _, bias = packed
         acc = zero()
-        across = start(group * blocks + blocks) - start(group * blocks)
         for b in range(blocks):
             n, at = group * blocks + b, first + b * step
             for line in range(lines):
                 prefetch(codes, soon + b * pitch + 64 * line)
-            sums = dot(codes, start(n), across, x, 32 * at, apart)
-            acc = terms(acc, sums, weights(codes, scales, n, blocks), x_scales, x_sums, at, apart)
+            acc = add_block(acc, packed, n, blocks, activations, at, apart)
         finish(out, i, stride, acc, bias, 8 * group, add, count)
 
     return tile
@@ -143,14 +160,10 @@ def _tile(
 def _matmul(
     name: str,
     code_bytes: int,
-    products: Callable[[Rows], Subroutine],
-    start: Subroutine,
-    load: Subroutine,
-    add_block: Subroutine,
+    block: Callable[[Rows], Subroutine],
 ) -> Kernel:
     one, four, eight = (
-        _tile(rows, (code_bytes * rows.lanes.outputs // 8 + 63) // 64, products, start, load, add_block)
-        for rows in (ONE, FOUR, WIDE)
+        _tile(rows, (code_bytes * rows.lanes.outputs // 8 + 63) // 64, block) for rows in (ONE, FOUR, WIDE)
     )
 
     def matmul(
@@ -182,7 +195,7 @@ def _matmul(
             tiles = eights // 8 + together * ((fours - eights + 3) // 4 + rows - fours)
             pitch = together * code_bytes // tiles if tiles > 0 else 0
             here = group * blocks * code_bytes
-            soon = here + together * blocks * code_bytes if together * tiles > 1 else here + AHEAD
+            soon = here + together * blocks * code_bytes if tiles > 1 else here + AHEAD
             for t in range(0, eights, 8):
                 i, at = t * stride + 8 * group, t * blocks
                 eight(out, i, stride, xs, at, 4, 4 * blocks, ws, group, blocks, soon, pitch, add, 8)

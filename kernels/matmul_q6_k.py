@@ -15,15 +15,20 @@ Bound: a half's dot is at most 16 * 32 * 127 = 65024 (the sum of code * x 16 * 6
 The Q6_K format: ggml.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kernels.codes import byte, code6, products6, put_code6, put_half
 from kernels.dot import centred
-from kernels.matmul_blocks import block_format
-from kernels.registry import subroutine
+from kernels.lanes import Subroutine
+from kernels.matmul_blocks import Activations, Packed, block_format
+from kernels.quantize import SUMS
+from kernels.registry import subroutine, typed
+from kernels.rows import Rows
 from kernels.simd import (
     add_i32,
-    broadcast_times,
+    broadcast_i32,
     fma,
     load_f16x8,
     load_u8x8,
@@ -61,13 +66,41 @@ def start(n: Int) -> Int:
 
 
 @subroutine
-def add(acc: F32xN, halves: Halves, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
+def first_half(acc: I32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> I32xN:
+    """The sum of the first half, by its sub-scale."""
+    return mul_i32(centred(s, broadcast_i32(x_sums, SUMS * at + 1, s)), weights[0])
+
+
+@subroutine
+def last_half(acc: I32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> I32xN:
+    """acc plus the same of the last half."""
+    return add_i32(acc, mul_i32(centred(s, broadcast_i32(x_sums, SUMS * at + 2, s)), weights[1]))
+
+
+@subroutine
+def term(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
     """acc plus one block's term."""
-    first, second, scale = weights
-    both, half = broadcast_times(x_sums, 2 * at, 32, first), broadcast_times(x_sums, 2 * at + 1, 32, first)
-    s0, s1 = centred(halves[0], half), centred(halves[1], sub_i32(both, half))
-    s = add_i32(mul_i32(s0, first), mul_i32(s1, second))
-    return fma(to_f32(s), mul_f32(scale, spread_f32(x_scales[at], acc)), acc)
+    return fma(to_f32(s), mul_f32(weights[2], spread_f32(x_scales[at], acc)), acc)
+
+
+def block(rows: Rows) -> Subroutine:
+    """One block for some rows: half by half, as each has its sub-scale."""
+    dot, weights = products6(rows), rows.lanes.load(load, Weights)
+    first, last, terms = (rows.terms(add, I32xN, Weights) for add in (first_half, last_half, term))
+    Floats = rows.zero.__annotations__["return"]
+
+    @rows.lanes.subroutine
+    @typed(acc=Floats, result=Floats)
+    def add_block(acc: Any, packed: Packed, n: Int, blocks: Int, activations: Activations, at: Int, apart: Int) -> Any:
+        (x, x_scales, x_sums), (codes, scales, _) = activations, packed
+        across = start(n + blocks) - start(n)
+        w = weights(codes, scales, n, blocks)
+        s = dot(codes, start(n), across, x, 32 * at, apart)
+        s = first(s, s, w, x_scales, x_sums, at, apart)
+        s = last(s, dot(codes, start(n) + 96, across, x, 32 * at + 16, apart), w, x_scales, x_sums, at, apart)
+        return terms(acc, s, w, x_scales, x_sums, at, apart)
+
+    return add_block
 
 
 @subroutine
@@ -93,7 +126,7 @@ def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
     return np.float32(sub_scale * (code6(codes, i + 192 * j, r, k) - 32)) * widen_f16(scales[n // 8 * 8 + r])
 
 
-Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, products6, start, load, add, put, element)
+Q6_K = block_format("Q6_K", 256, BLOCK_BYTES, 192 + 16, 1, block, put, element)
 matmul_q6_k, pack_q6_k, embed_q6_k = Q6_K.matmul, Q6_K.pack, Q6_K.embed
 
 

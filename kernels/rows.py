@@ -67,9 +67,8 @@ class Rows:
         Sums: The type of one I32xN for each row.
         running: A product -> its running sums, made once, so that kernels share what is compiled.
         plus: (Sums, Sums) -> Sums.
-        pairs: The type of a pair of I32xN for each row, and the subroutine that makes it of two Sums.
         zero: () -> one float sum for each row.
-        terms: (a format's `add`, the types of its sums and weights) -> the same for all rows at once.
+        terms: (what adds a sum of one row, the types of sums and weights) -> the same for all rows at once.
         finish: Stores the float sums of the first `count` rows.
     """
 
@@ -78,7 +77,6 @@ class Rows:
     Sums: Any
     running: Callable[[Product], Running]
     plus: Subroutine
-    pairs: tuple[Any, Subroutine]
     zero: Subroutine
     terms: Callable[[Subroutine, Any, Any], Subroutine]
     finish: Subroutine
@@ -87,7 +85,6 @@ class Rows:
 def _one(lanes: Lanes) -> Rows:
     outputs, subroutine, broadcast, finish = lanes.outputs, lanes.subroutine, lanes.broadcast, lanes.finish
     Codes, Sums, Floats = (sized(type_, outputs) for type_ in (U8xN, I32xN, F32xN))
-    Pair = several(2, Sums)
 
     @cache
     def running(product: Product) -> Running:
@@ -113,14 +110,11 @@ def _one(lanes: Lanes) -> Rows:
 
         return Running(zero, add, total)
 
-    @subroutine
-    @typed(s=Sums, t=Sums, result=Pair)
-    def pairs(s: Any, t: Any) -> Any:
-        return s, t
-
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
+        Acc = sized(add.__annotations__["return"], outputs)
+
         @subroutine
-        @typed(acc=Floats, s=sized(Sum, outputs), weights=sized(Weights, outputs), result=Floats)
+        @typed(acc=Acc, s=sized(Sum, outputs), weights=sized(Weights, outputs), result=Acc)
         def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             return add(acc, s, weights, x_scales, x_sums, at)
 
@@ -131,14 +125,14 @@ def _one(lanes: Lanes) -> Rows:
     def store(out: F32, i: Int, stride: Int, acc: Any, bias: F32, n: Int, add: Int, count: Int) -> None:
         finish(out, i, acc, bias, n, add)
 
-    return Rows(1, lanes, Sums, running, add_i32, (Pair, pairs), lanes.zero_floats, terms, store)
+    return Rows(1, lanes, Sums, running, add_i32, lanes.zero_floats, terms, store)
 
 
 def _four(lanes: Lanes) -> Rows:
     outputs, subroutine, broadcast, finish = lanes.outputs, lanes.subroutine, lanes.broadcast, lanes.finish
     Codes, Sum, Float = (sized(type_, outputs) for type_ in (U8xN, I32xN, F32xN))
     Sums, Floats = several(4, Sum), several(4, Float)
-    Pairs, zero_float = several(4, several(2, Sum)), lanes.zero_floats
+    zero_float = lanes.zero_floats
 
     @cache
     def running(product: Product) -> Running:
@@ -176,20 +170,16 @@ def _four(lanes: Lanes) -> Rows:
         return add_i32(a, e), add_i32(b, f), add_i32(c, g), add_i32(d, h)
 
     @subroutine
-    @typed(s=Sums, t=Sums, result=Pairs)
-    def pairs(s: Any, t: Any) -> Any:
-        (a, b, c, d), (e, f, g, h) = s, t
-        return (a, e), (b, f), (c, g), (d, h)
-
-    @subroutine
     @typed(result=Floats)
     def zero() -> Any:
         z = zero_float()
         return z, z, z, z
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
+        Acc = several(4, sized(add.__annotations__["return"], outputs))
+
         @subroutine
-        @typed(acc=Floats, s=several(4, sized(Sum, outputs)), weights=sized(Weights, outputs), result=Floats)
+        @typed(acc=Acc, s=several(4, sized(Sum, outputs)), weights=sized(Weights, outputs), result=Acc)
         def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             (a, b, c, d), (e, f, g, h) = acc, s
             return (
@@ -213,16 +203,16 @@ def _four(lanes: Lanes) -> Rows:
         if count > 3:
             finish(out, i + 3 * stride, d, bias, n, add)
 
-    return Rows(4, lanes, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+    return Rows(4, lanes, Sums, running, plus, zero, terms, store)
 
 
 def _twice(rows: Rows) -> Rows:
     """Two tiles of the same kind."""
     lanes, outputs, subroutine = rows.lanes, rows.lanes.outputs, rows.lanes.subroutine
     Codes = sized(U8xN, outputs)
-    half, plus_half, (PairsHalf, pairs_half), zero_half = rows.Sums, rows.plus, rows.pairs, rows.zero
+    half, plus_half, zero_half = rows.Sums, rows.plus, rows.zero
     half_count, store_half = rows.count, rows.finish
-    Sums, Pairs = several(2, half), several(2, PairsHalf)
+    Sums = several(2, half)
     FloatsHalf = zero_half.__annotations__["return"]
     Floats = several(2, FloatsHalf)
 
@@ -258,21 +248,16 @@ def _twice(rows: Rows) -> Rows:
         return plus_half(s[0], t[0]), plus_half(s[1], t[1])
 
     @subroutine
-    @typed(s=Sums, t=Sums, result=Pairs)
-    def pairs(s: Any, t: Any) -> Any:
-        return pairs_half(s[0], t[0]), pairs_half(s[1], t[1])
-
-    @subroutine
     @typed(result=Floats)
     def zero() -> Any:
         return zero_half(), zero_half()
 
     def terms(add: Subroutine, Sum: Any, Weights: Any) -> Subroutine:
         term_half = rows.terms(add, Sum, Weights)
-        SumsHalf = term_half.__annotations__["s"]
+        SumsHalf, Acc = term_half.__annotations__["s"], several(2, term_half.__annotations__["return"])
 
         @subroutine
-        @typed(acc=Floats, s=several(2, SumsHalf), weights=sized(Weights, outputs), result=Floats)
+        @typed(acc=Acc, s=several(2, SumsHalf), weights=sized(Weights, outputs), result=Acc)
         def term(acc: Any, s: Any, weights: Any, x_scales: F32, x_sums: I32, at: Int, apart: Int) -> Any:
             return (
                 term_half(acc[0], s[0], weights, x_scales, x_sums, at, apart),
@@ -287,7 +272,7 @@ def _twice(rows: Rows) -> Rows:
         store_half(out, i, stride, acc[0], bias, n, add, half_count)
         store_half(out, i + half_count * stride, stride, acc[1], bias, n, add, count - half_count)
 
-    return Rows(2 * half_count, lanes, Sums, running, plus, (Pairs, pairs), zero, terms, store)
+    return Rows(2 * half_count, lanes, Sums, running, plus, zero, terms, store)
 
 
 ONE, FOUR, WIDE = _one(OUTPUTS8), _four(OUTPUTS8), _twice(_four(OUTPUTS16))

@@ -92,6 +92,12 @@ def broadcast_i8x4(p: I8, i: Int) -> I8x32:
 
 
 @operation
+def broadcast_i32(p: I32, i: Int, like: I32xN) -> I32xN:
+    """p[i] in each lane of a vector like this."""
+    return np.full(len(like), _window(p, i, 1)[0])
+
+
+@operation
 def broadcast_times(p: I32, i: Int, factor: Int, like: I32xN) -> I32xN:
     """p[i] times a constant factor, in each lane of a vector like this; must not overflow."""
     return _exact_i32(np.full(len(like), _window(p, i, 1)[0], np.int64) * factor)
@@ -167,13 +173,13 @@ def spread_f32(x: Float, like: F32xN) -> F32xN:
 
 
 @operation
-def add_f32(a: F32x8, b: F32x8) -> F32x8:
+def add_f32(a: F32xN, b: F32xN) -> F32xN:
     """a + b."""
     return a + b
 
 
 @operation
-def sub_f32(a: F32x8, b: F32x8) -> F32x8:
+def sub_f32(a: F32xN, b: F32xN) -> F32xN:
     """a - b."""
     return a - b
 
@@ -185,7 +191,7 @@ def mul_f32(a: F32xN, b: F32xN) -> F32xN:
 
 
 @operation
-def div_f32(a: F32x8, b: F32x8) -> F32x8:
+def div_f32(a: F32xN, b: F32xN) -> F32xN:
     """a / b."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return a / b
@@ -218,7 +224,7 @@ def sqrt_f32(a: F32x8) -> F32x8:
 
 
 @operation
-def rint_f32(a: F32x8) -> F32x8:
+def rint_f32(a: F32xN) -> F32xN:
     """The nearest integer, ties to even."""
     return np.rint(a)
 
@@ -230,13 +236,13 @@ def abs_f32(a: F32x8) -> F32x8:
 
 
 @operation
-def max_f32(a: F32x8, b: F32x8) -> F32x8:
+def max_f32(a: F32xN, b: F32xN) -> F32xN:
     """a where a > b, else b: with a NaN on either side the answer is b."""
     return np.where(a > b, a, b)
 
 
 @operation
-def min_f32(a: F32x8, b: F32x8) -> F32x8:
+def min_f32(a: F32xN, b: F32xN) -> F32xN:
     """a where a < b, else b: with a NaN on either side the answer is b."""
     return np.where(a < b, a, b)
 
@@ -248,7 +254,7 @@ def keep_below(a: F32x8, start: Int32, limit: Int32, other: F32x8) -> F32x8:
 
 
 @operation
-def power_of_two(n: I32x8) -> F32x8:
+def power_of_two(n: I32xN) -> F32xN:
     """2^n for n in -126..127; 0 for -127."""
     return ((n + np.int32(127)) << np.int32(23)).astype(np.int32).view(np.float32)
 
@@ -330,7 +336,7 @@ def to_f32(a: I32xN) -> F32xN:
 
 
 @operation
-def to_i32(a: F32x8) -> I32x8:
+def to_i32(a: F32xN) -> I32xN:
     """Float to int32; a is integral and within int32 (a NaN gives an unspecified integer)."""
     with np.errstate(invalid="ignore"):
         return a.astype(np.int32)

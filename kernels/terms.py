@@ -13,9 +13,11 @@ import numpy as np
 
 from kernels.codes import Coding, byte, put_half
 from kernels.dot import centred
-from kernels.matmul_blocks import Format, Subroutine, block_format
+from kernels.matmul_blocks import Format, Subroutine, block_format, block_terms
+from kernels.quantize import SUMS
 from kernels.registry import subroutine
 from kernels.simd import (
+    broadcast_i32,
     broadcast_times,
     fma,
     load_f16x8,
@@ -33,7 +35,7 @@ from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, 
 @subroutine
 def sum_of_block(x_sums: I32, at: Int) -> Int32:
     """The sum of the 32 activations of block `at`."""
-    return x_sums[2 * at]
+    return x_sums[SUMS * at]
 
 
 @subroutine
@@ -68,7 +70,7 @@ def add_sub_scaled(
     """
     x_scale = spread_f32(x_scales[at], acc)
     acc = fma(to_f32(mul_i32(s, sub_scale)), mul_f32(scale, x_scale), acc)
-    sums = mul_i32(sub_minimum, broadcast_times(x_sums, 2 * at, 1, s))
+    sums = mul_i32(sub_minimum, broadcast_i32(x_sums, SUMS * at, s))
     return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
 
 
@@ -93,18 +95,20 @@ def scaled_format(name: str, file_bytes: int, coding: Coding, zero: int, put: Su
 
     @subroutine
     def add(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
-        return add_scaled(acc, sub_i32(s, broadcast_times(x_sums, 2 * at, zero, s)), scale, x_scales, at)
+        return add_scaled(acc, sub_i32(s, broadcast_times(x_sums, SUMS * at, zero, s)), scale, x_scales, at)
 
     @subroutine
     def add_signed(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
-        return add_scaled(acc, centred(s, broadcast_times(x_sums, 2 * at, 128, s)), scale, x_scales, at)
+        return add_scaled(acc, centred(s, broadcast_times(x_sums, SUMS * at, 128, s)), scale, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
         return np.float32(code(codes, size * n, r, k) - zero) * widen_f16(scales[8 * n + r])
 
     kind = add_signed if coding.signed else add
-    return block_format(name, 32, file_bytes, size, 8, coding.products, _start(size), load, kind, put, element)
+    return block_format(
+        name, 32, file_bytes, size, 8, block_terms(coding.products, _start(size), load, kind), put, element
+    )
 
 
 def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
@@ -126,7 +130,9 @@ def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) 
         product = np.float32(code(codes, size * n, r, k)) * widen_f16(scales[16 * n + r])
         return product + widen_f16(scales[16 * n + 8 + r])
 
-    return block_format(name, 32, file_bytes, size, 16, coding.products, _start(size), load, add, put, element)
+    return block_format(
+        name, 32, file_bytes, size, 16, block_terms(coding.products, _start(size), load, add), put, element
+    )
 
 
 def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) -> Format:
@@ -167,7 +173,9 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
         minimum = np.float32(codes[subs + 8]) * widen_f16(scales[16 * i + 8 + r])
         return product * widen_f16(scales[16 * i + r]) + minimum
 
-    return block_format(name, 256, file_bytes, size + 16, 2, coding.products, start, load, add, put, element)
+    return block_format(
+        name, 256, file_bytes, size + 16, 2, block_terms(coding.products, start, load, add), put, element
+    )
 
 
 @subroutine

@@ -8,8 +8,8 @@ called where `wide()` is 1, and not compiled elsewhere.
 import numpy as np
 
 from kernels.registry import operation
-from kernels.simd import broadcast_i8x4
-from kernels.types import I8, F32x8, F32x16, I8x64, I32x8, I32x16, Int, PairSums32, U8x32, U8x64
+from kernels.simd import broadcast_i8x4, load_f32x8, store_f32x8
+from kernels.types import F32, I8, F32x8, F32x16, I8x64, I32x8, I32x16, Int, PairSums32, U8x32, U8x64
 
 
 @operation
@@ -34,6 +34,19 @@ def join_i32(a: I32x8, b: I32x8) -> I32x16:
 def join_f32(a: F32x8, b: F32x8) -> F32x16:
     """a, then b."""
     return np.concatenate([a, b])
+
+
+@operation
+def load_f32x16(p: F32, i: Int) -> F32x16:
+    """Sixteen floats from p[i]."""
+    return join_f32(load_f32x8(p, i), load_f32x8(p, i + 8))
+
+
+@operation
+def store_f32x16(p: F32, i: Int, v: F32x16) -> None:
+    """p[i:i+16] = v."""
+    store_f32x8(p, i, v[:8])
+    store_f32x8(p, i + 8, v[8:])
 
 
 @operation

@@ -153,12 +153,12 @@ class Forward:
         stride = gate.values.shape[1]
         common = {"gate": gate.values, "up": up.values, "blocks": padded(gate.width) // BLOCK, "stride": stride}
         with self.steps.together():
-            if made.codes is not None:
+            if made.values is not None:
+                self.steps.add(silu_gate, out=made.values, count=ROWS, **common)
+            if made.codes is not None:  # the last, as it changes `gate`
                 self.steps.add(
                     silu_gate_quantize, codes=made.codes, scales=made.scales, sums=made.sums, count=ROWS, **common
                 )
-            if made.values is not None:
-                self.steps.add(silu_gate, out=made.values, count=ROWS, **common)
         return made
 
     def _rows(self, name: str, width: int, count: int, readers: list[Matrix]) -> Rows:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.attention import score_floats
-from kernels.quantize import BLOCK, tiled_rows
+from kernels.quantize import BLOCK, SUMS, tiled_rows
 from models.config import ModelConfig, expected_tensors
 from models.formats import FORMS
 from models.memory import Arena, aligned
@@ -92,7 +92,7 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
         blocks = padded(width) // BLOCK
         shapes[f"{name}_codes"] = ("int8", (rows * blocks * BLOCK,))
         shapes[f"{name}_scales"] = ("float32", (rows * blocks,))
-        shapes[f"{name}_sums"] = ("int32", (rows * blocks * 2,))
+        shapes[f"{name}_sums"] = ("int32", (rows * blocks * SUMS,))
     widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
     shapes["no_bias"] = ("float32", (widest,))
     scores = score_floats(config.heads, config.kv_heads, config.head_size, limits.blocks)

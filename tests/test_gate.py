@@ -5,7 +5,7 @@ import pytest
 from kernel_runs import assert_same_bits, rows_block, run_both
 
 from kernels.gate import silu_gate, silu_gate_exact, silu_gate_quantize, silu_gate_quantize_exact, silu_gate_truth
-from kernels.quantize import tiled_rows, untile
+from kernels.quantize import SUMS, tiled_rows, untile
 from kernels.run import ROWS
 
 SHAPES = [(1, 32, 32), (1, 160, 192), (3, 96, 128), (6, 64, 96)]
@@ -32,13 +32,13 @@ def test_silu_gate_quantize(rows: int, width: int, stride: int) -> None:
     gate, up = data(rows, stride)
     blocks = width // 32
     slots = tiled_rows(rows) * blocks
-    codes, scales, sums = run_both(
+    codes, scales, sums, _ = run_both(
         silu_gate_quantize,
         rows_block(rows),
-        ("codes", "scales", "sums"),
+        ("codes", "scales", "sums", "gate"),
         codes=np.zeros(32 * slots, np.int8),
         scales=np.zeros(slots, np.float32),
-        sums=np.zeros(2 * slots, np.int32),
+        sums=np.zeros(SUMS * slots, np.int32),
         gate=gate.ravel(),
         up=up.ravel(),
         blocks=blocks,
@@ -49,8 +49,9 @@ def test_silu_gate_quantize(rows: int, width: int, stride: int) -> None:
     assert (untile(codes.reshape(slots, 32), rows, blocks).reshape(rows, width) == expected_codes).all()
     assert_same_bits(untile(scales, rows, blocks), expected_scales)
     block = expected_codes.reshape(rows, blocks, 32).astype(np.int32)
-    expected_sums = np.stack([block.sum(-1), block[..., :16].sum(-1)], -1)
-    assert (untile(sums.reshape(slots, 2), rows, blocks) == expected_sums).all()
+    first, last = block[..., :16].sum(-1), block[..., 16:].sum(-1)
+    expected_sums = np.stack([first + last, 32 * first, 32 * last], -1)
+    assert (untile(sums.reshape(slots, SUMS), rows, blocks) == expected_sums).all()
 
 
 def test_far_values() -> None:

@@ -5,7 +5,7 @@ import pytest
 from kernel_runs import assert_same_bits, rows_block, run_both
 
 from kernels.norm import rms_norm, rms_norm_exact, rms_norm_quantize, rms_norm_quantize_exact, rms_norm_truth
-from kernels.quantize import tiled_rows, untile
+from kernels.quantize import SUMS, tiled_rows, untile
 from kernels.run import LOGIT_ROWS, ROWS
 
 EPS = 1e-5
@@ -42,7 +42,7 @@ def test_rms_norm_quantize(rows: int, n: int, stride: int) -> None:
         ("codes", "scales", "sums"),
         codes=np.zeros(32 * slots, np.int8),
         scales=np.zeros(slots, np.float32),
-        sums=np.zeros(2 * slots, np.int32),
+        sums=np.zeros(SUMS * slots, np.int32),
         x=x.ravel(),
         weight=weight,
         n=n,
@@ -56,8 +56,9 @@ def test_rms_norm_quantize(rows: int, n: int, stride: int) -> None:
     assert (found.reshape(rows, n) == expected_codes).all()
     assert_same_bits(untile(scales, rows, blocks), expected_scales)
     block = expected_codes.reshape(rows, blocks, 32).astype(np.int32)
-    expected_sums = np.stack([block.sum(-1), block[..., :16].sum(-1)], -1)
-    assert (untile(sums.reshape(slots, 2), rows, blocks) == expected_sums).all()
+    first, last = block[..., :16].sum(-1), block[..., 16:].sum(-1)
+    expected_sums = np.stack([first + last, 32 * first, 32 * last], -1)
+    assert (untile(sums.reshape(slots, SUMS), rows, blocks) == expected_sums).all()
 
 
 def test_only_rows_that_want_logits() -> None:

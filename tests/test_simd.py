@@ -13,7 +13,6 @@ import pytest
 from kernels import dot, machine, simd, wide
 from kernels.compiler import call
 from kernels.dot import (
-    bit_pairs,
     centred,
     dot_i6,
     dot_i8,
@@ -21,7 +20,9 @@ from kernels.dot import (
     dot_u8,
     flip_sign_bits,
     high_nibbles,
+    high_pairs,
     low_nibbles,
+    low_six,
     or_u8,
     pair_sums,
     quad_sums,
@@ -35,6 +36,7 @@ from kernels.simd import (
     add_f32,
     add_i32,
     broadcast_i8x4,
+    broadcast_i32,
     broadcast_times,
     div_f32,
     fma,
@@ -130,6 +132,7 @@ def integers(rank: Int, size: Int, run: I64, out: I32, real: F32, a: I32, b: I32
         store_i32x8(out, o + 32, to_i32(load_f32x8(f, i)))
         store_i32x8(out, o + 40, broadcast_times(e, i, 128, x))
         store_i32x8(out, o + 48, broadcast_times(e, i + 5, 1, x))
+        store_i32x8(out, o + 56, broadcast_i32(e, i + 3, x))
         store_f32x8(real, 2 * i, to_f32(x))
         store_f32x8(real, 2 * i + 8, power_of_two(load_i32x8(e, i)))
 
@@ -154,10 +157,9 @@ def octets(
         prefetch(u, i + 100000)
         store_u8x32(out, o, low_nibbles(v))
         store_u8x32(out, o + 32, high_nibbles(v))
-        store_u8x32(out, o + 64, bit_pairs(v, 0))
-        store_u8x32(out, o + 96, bit_pairs(v, 2))
-        store_u8x32(out, o + 128, bit_pairs(v, 4))
-        store_u8x32(out, o + 160, bit_pairs(v, 6))
+        store_u8x32(out, o + 64, low_six(v))
+        store_u8x32(out, o + 96, high_pairs(v, flip_sign_bits(w), high_nibbles(v)))
+        store_u8x32(out, o + 128, high_pairs(low_nibbles(v), v, v))
         store_u8x32(out, o + 192, single_bits(v, 0))
         store_u8x32(out, o + 224, single_bits(v, 3))
         store_u8x32(out, o + 256, single_bits(v, 7))
@@ -168,7 +170,7 @@ def octets(
         store_i32x8(sums, i + 8, load_i8x8(s, i))
         four, six, eight = zero_pair_sums(), zero_pair_sums(), zero_quad_sums()
         for _ in range(2):
-            six = dot_u4(six, or_u8(low_nibbles(v), bit_pairs(v, 2)), w)
+            six = dot_u4(six, low_six(v), w)
         for _ in range(8):
             four = dot_u4(four, low_nibbles(v), w)
             eight = dot_u8(eight, v, w)
@@ -177,7 +179,7 @@ def octets(
         store_i8x8(signed, i // 4, load_i8x8(s, i + 8))
         six, eight_each = zero_pair_sums(), splat_i32(np.int32(0))
         for _ in range(4):
-            six = dot_i6(six, or_u8(low_nibbles(v), bit_pairs(v, 2)), broadcast_i8x4(s, i))
+            six = dot_i6(six, low_six(v), broadcast_i8x4(s, i))
             eight_each = dot_i8(dot_i8(eight_each, v, broadcast_i8x4(s, i)), v, broadcast_i8x4(s, i))
         store_i32x8(signed6, i // 4, centred(pair_sums(six), broadcast_times(totals, i // 32, 16, eight_each)))
         store_i32x8(signed8, i // 4, centred(eight_each, broadcast_times(totals, i // 32, 128, eight_each)))

@@ -13,13 +13,14 @@ import pytest
 from kernels import wide as vocabulary
 from kernels.compiler import call
 from kernels.dot import (
-    bit_pairs,
     centred,
     dot_i6,
     dot_i8,
     dot_u4,
     high_nibbles,
+    high_pairs,
     low_nibbles,
+    low_six,
     or_u8,
     pair_sums,
     single_bits,
@@ -27,19 +28,27 @@ from kernels.dot import (
 )
 from kernels.registry import Kernel, marks, operations, subroutine, wide_subroutine
 from kernels.simd import (
+    add_f32,
     add_i32,
     broadcast_i8x4,
     broadcast_times,
+    div_f32,
     fma,
     load_f32x8,
     load_i32x8,
     load_u8x32,
+    max_f32,
+    min_f32,
     mul_f32,
     mul_i32,
+    power_of_two,
+    rint_f32,
     spread_f32,
     store_f32x8,
+    sub_f32,
     sub_i32,
     to_f32,
+    to_i32,
 )
 from kernels.target import host
 from kernels.types import F32, I8, I32, I64, U8, F32xN, I8xN, I32xN, Int, PairSumsN, U8xN
@@ -49,7 +58,9 @@ from kernels.wide import (
     join_f32,
     join_i32,
     join_u8,
+    load_f32x16,
     low_half,
+    store_f32x16,
     wide,
     zero_pair_sums_wide,
 )
@@ -60,12 +71,14 @@ def anything(w: U8xN, a: I8xN, empty: PairSumsN, n: I32xN, f: F32xN, e: I32, i: 
     """All operations that take vectors of either size, in one number for each lane."""
     four = dot_u4(dot_u4(empty, low_nibbles(w), a), high_nibbles(w), a)
     five = dot_u4(empty, or_u8(low_nibbles(w), single_bits(w, 7)), a)
-    six = dot_i6(empty, or_u8(low_nibbles(w), bit_pairs(w, 2)), a)
+    six = dot_i6(empty, or_u8(low_six(w), high_pairs(w, low_nibbles(w), w)), a)
     eight = dot_i8(sub_i32(n, n), w, a)
     whole = add_i32(pair_sums(four), mul_i32(pair_sums(five), n))
     signed = centred(pair_sums(six), broadcast_times(e, i, 32, n))
     signed = sub_i32(signed, centred(eight, broadcast_times(e, i, 128, n)))
-    return fma(to_f32(whole), mul_f32(f, spread_f32(np.float32(0.3), f)), to_f32(signed))
+    sums = fma(to_f32(whole), mul_f32(f, spread_f32(np.float32(0.3), f)), to_f32(signed))
+    part = power_of_two(to_i32(rint_f32(max_f32(min_f32(f, sums), sub_f32(f, div_f32(f, sums))))))
+    return add_f32(sums, part)
 
 
 @subroutine
@@ -82,11 +95,10 @@ def eights(out: F32, u: U8, s: I8, n: I32, f: F32, e: I32, i: Int) -> None:
 def sixteen(out: F32, u: U8, s: I8, n: I32, f: F32, e: I32, i: Int) -> None:
     """The same as one vector of 64."""
     w = join_u8(load_u8x32(u, i), load_u8x32(u, i + 32))
-    floats = join_f32(load_f32x8(f, i), load_f32x8(f, i + 8))
+    floats = load_f32x16(f, i)
     integers = join_i32(load_i32x8(n, i), load_i32x8(n, i + 8))
     v = anything(w, broadcast_i8x4_wide(s, i), zero_pair_sums_wide(), integers, floats, e, i)
-    store_f32x8(out, i, low_half(v))
-    store_f32x8(out, i + 8, high_half(v))
+    store_f32x16(out, i, join_f32(low_half(v), high_half(v)))
 
 
 def vectors(
