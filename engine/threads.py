@@ -116,6 +116,7 @@ class Team:
         self._step = np.array([0, shared.sync.ctypes.data, 0, 0, 0, SLICE_NS], np.int64)
         self._arguments = (self._step.ctypes.data, 0, self.size, self.run_block.ctypes.data)
         self._shared: _Shared | None = shared
+        self._table: np.ndarray | None = None  # whose address `_step` holds
 
     def run(self, table: np.ndarray) -> bool:
         """Run all steps of a table, (steps, STEP_WIDTH) int64; whether it got to the end before STOP was set.
@@ -123,16 +124,19 @@ class Team:
         Raises:
             KeyboardInterrupt: between two slices of time; the steps done until then stay done.
         """
-        assert table.shape[1] == STEP_WIDTH and table[-1, MEET], "the last step of a table must meet"
         if self._shared is None:
             self._begin()
         assert self._shared and self._end.alive, "this team is closed"
-        done = 0
-        while done < len(table) and not (done and self.run_block[STOP]):
-            self._step[2:5] = table.ctypes.data, len(table), done
+        if table is not self._table:
+            assert table.shape[1] == STEP_WIDTH and table[-1, MEET], "the last step of a table must meet"
+            self._step[2:4] = table.ctypes.data, len(table)
+            self._table = table
+        done, steps = 0, len(table)
+        while done < steps and not (done and self.run_block[STOP]):
+            self._step[4] = done
             self._lead(*self._arguments)
             done = int(self._shared.sync[NEXT * LINE])
-        return done == len(table)
+        return done == steps
 
     def close(self) -> None:
         """End the workers; the team can't run any more."""
