@@ -188,12 +188,8 @@ def main(argv: list[str] | None = None) -> int:
 def _quantize(given: argparse.Namespace) -> None:
     static = given.activations == "static"
     _check(given, static)
-    text = read_text(given.text) if given.text else None
     with float_source(given.source) as source:
-        context = source.config.context_length
-        texts = (
-            None if text is None else windows(source.tokenizer, text, min(WINDOW, context), given.tokens, given.text)
-        )
+        texts, few = _calibration(given, source)
         if static:
             assert texts is not None
             smooth = SMOOTH if given.smooth is None else given.smooth
@@ -203,12 +199,21 @@ def _quantize(given: argparse.Namespace) -> None:
         if given.bits is None:
             types = choose_types(source.config, label, given.output_type)
         else:
-            assert text is not None
-            length = min(MEASURED_LENGTH, context)
-            few = windows(source.tokenizer, text, length, 2 * MEASURED_WINDOWS * length, given.text)
             types, label = mixed_types(source, few, given.bits, os.path.dirname(given.out)), "mixed"
         layers: dict[str, Layers] = {"gptq": gptq_layers, "awq-scale": awq_layers}
         quantize_file(source, given.out, types, label, layers.get(given.method), texts)
+
+
+def _calibration(given: argparse.Namespace, source: FloatSource) -> tuple[list[np.ndarray] | None, list[np.ndarray]]:
+    """Windows of the text to calibrate on (None without one), and those to measure sensitivities on."""
+    if not given.text:
+        return None, []
+    text, context = read_text(given.text), source.config.context_length
+    length = min(MEASURED_LENGTH, context)
+    return (
+        windows(source.tokenizer, text, min(WINDOW, context), given.tokens, given.text),
+        windows(source.tokenizer, text, length, 2 * MEASURED_WINDOWS * length, given.text) if given.bits else [],
+    )
 
 
 def _check(given: argparse.Namespace, static: bool) -> None:

@@ -86,8 +86,9 @@ def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray],
     """Quantises the matrices of all layers with GPTQ, emitting each; yields its name when it is done.
 
     Memory: first the float model runs a layer, and the inputs of all its products are kept (`Model.keep`); its matrices are
-    let go, and read again group by group. At the peak there are, in float32, H of the widest input; the matrices of the
-    group that reads it, twice; and the quantised ones of the group before. All else is as large as a text's activations.
+    let go, and read again group by group. At its peak there are, in float32, either half of H of the widest input and twice
+    the matrices of the group that reads it, or three times the matrices of the largest group; that is some two layers'
+    worth. Besides there are Python, the vocabulary, and a few times the widest activations of one text.
 
     Args:
         types: The type of each tensor by its GGUF name.
@@ -109,16 +110,15 @@ def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray],
             for short in MATRICES[: MATRICES.index(group[0])]:
                 layer.pop(short, None)
             weights = {short: model.read(f"blk.{i}.{short}.weight") for short in group}
-            h, moved = gathered(inputs(), original_inputs(), weights)
-            given = plan(h)
-            del h
+            sequence, h, moved = gathered(inputs, original_inputs, weights)
+            given = plan(sequence, h)
             for short in group:
                 name = f"blk.{i}.{short}.weight"
                 layer[short] = against_drift(weights.pop(short), moved.pop(short), given)
                 for data in _fed_back(layer, short, types[name], given):
                     emit(name, data)
                 yield name
-            del given
+            del h, given
         streams = steps.result
 
 

@@ -17,15 +17,17 @@ first moved towards the matrix that gives W X from X~ in the least-squares sense
 
     W + DRIFT * W (X - X~) X~^T (H + damp)^-1                       H = X~ X~^T
 
-Memory: H, (K, K) float32, becomes L and then M in its own place; W and W (X - X~) X~^T, (N, K) float32 each; all else goes
-by panels, or by some rows at a time, of a few MB.
+Memory: of H only the lower half is kept, as `Lower`; it becomes L and then M in its own place. Beside it W and
+W (X - X~) X~^T, (N, K) float32 each; all else goes by panels, or by some rows at a time, of a few MB.
+
+    Lower    panel p, float32:   rows 256 p .. 256 p + 255,   columns 0 .. the last of these rows
 
 Sources: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022,
 section 3, algorithm 1; the drift: Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration",
 2025, section 3.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +36,12 @@ from kernels.block_types import Quantizer
 
 PANEL = 256  # columns, or rows, that are computed together
 AT_ONCE = 1 << 20  # elements of a matrix that are rounded together
-DAMP = 0.01  # of the mean of H's diagonal, added to it
+DAMP = 0.02  # of the mean of H's diagonal, added to it
 DRIFT = 0.5
+
+
+Inputs = Callable[[], Iterable[np.ndarray]]  # gives, whenever it is called, one array (T, K) float32 for each text
+Lower = list[np.ndarray]
 
 
 def panels(count: int) -> Iterator[slice]:
@@ -44,46 +50,46 @@ def panels(count: int) -> Iterator[slice]:
 
 
 def moments(inputs: Iterable[np.ndarray]) -> np.ndarray:
-    """H = X X^T, (K, K) float32, of inputs (T, K) float32."""
-    return gathered(inputs, None, {})[0]
+    """All of H = X X^T, (K, K) float32, of inputs (T, K) float32, one array for each text."""
+    total = np.zeros((0, 0), np.float32)
+    for x in inputs:
+        total = total if total.size else np.zeros((x.shape[1],) * 2, np.float32)
+        for part in panels(len(total)):
+            total[part] += x[:, part].T @ x
+    return total
 
 
 def gathered(
-    inputs: Iterable[np.ndarray], originals: Iterable[np.ndarray] | None, weights: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    inputs: Inputs, originals: Inputs, weights: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, Lower, dict[str, np.ndarray]]:
     """What a group of matrices has to know of its inputs.
 
     Args:
-        inputs, originals: X~ and X, each one array (T, K) float32 for each text; originals None: the same.
+        inputs, originals: X~ and X.
         weights: Name -> W (N, K) float32.
 
     Returns:
-        H, (K, K) float32, and for each name W (X - X~) X~^T, (N, K) float32 (none if there are no originals).
+        The columns by rising H[k, k], (K,); H for this order; and for each name W (X - X~) X~^T, (N, K) float32.
     """
-    h = np.zeros((0, 0), np.float32)
-    drift = np.zeros((0, 0), np.float32)
-    moved: dict[str, np.ndarray] = {}
-    both = ((x, None) for x in inputs) if originals is None else zip(inputs, originals)
-    for x, original in both:
-        columns = x.shape[1]
-        together = columns < sum(map(len, weights.values()))  # (X - X~) X~^T is smaller than its products with all W
-        if not h.size:
-            h = np.zeros((columns, columns), np.float32)
-            drift = np.zeros_like(h) if originals is not None and together else drift
-            moved = {} if originals is None or together else {name: np.zeros_like(w) for name, w in weights.items()}
-        for part in panels(columns):
-            h[part, : part.stop] += x[:, part].T @ x[:, : part.stop]
-        if original is not None:
-            difference = original - x
-            if together:
-                drift += difference.T @ x
-            for name, total in moved.items():
-                error = difference @ weights[name].T
-                for part in panels(len(total)):
-                    total[part] += error[:, part].T @ x
-    for part in panels(len(h)):
-        h[part, part.stop :] = h[part.stop :, part].T
-    return h, {name: w @ drift for name, w in weights.items()} if drift.size else moved
+    squares = sum(np.sum(np.square(x), axis=0, dtype=np.float64) for x in inputs())
+    sequence = np.argsort(squares, kind="stable")
+    columns = len(sequence)
+    h = [np.zeros((part.stop - part.start, part.stop), np.float32) for part in panels(columns)]
+    together = columns < sum(map(len, weights.values()))  # (X - X~) X~^T is smaller than its products with all W
+    drift = np.zeros((columns if together else 0, columns), np.float32)
+    moved = {} if together else {name: np.zeros_like(w) for name, w in weights.items()}
+    for x, original in zip(inputs(), originals()):
+        difference = original - x
+        if together:
+            drift += difference.T @ x
+        for name, total in moved.items():
+            error = difference @ weights[name].T
+            for part in panels(len(total)):
+                total[part] += error[:, part].T @ x
+        x = x[:, sequence]
+        for rows, part in zip(h, panels(columns)):
+            rows += x[:, part].T @ x[:, : part.stop]
+    return sequence, h, {name: w @ drift for name, w in weights.items()} if together else moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +98,25 @@ class Plan:
 
     Attributes:
         sequence: (K,) the columns by rising H[k, k].
-        inverse: (K, K) float32, M for this order, zeros above its diagonal.
+        inverse: M for this order.
         importance: (K,) float32, 1 / M[k, k]^2 of each column of the matrix, 1 on average.
     """
 
     sequence: np.ndarray
-    inverse: np.ndarray
+    inverse: Lower
     importance: np.ndarray
 
 
-def plan(h: np.ndarray) -> Plan:
-    """The plan for inputs with the given H, (K, K) float32, whose memory it takes over.
+def plan(sequence: np.ndarray, h: Lower) -> Plan:
+    """The plan for columns in this order, with their H, whose memory it takes over.
 
     Raises ValueError for inputs that are too large or not finite.
     """
-    diagonal = np.einsum("ii->i", h)
-    mean = max(float(np.mean(diagonal, dtype=np.float64)), 1e-30)
-    diagonal[diagonal <= 0] = mean  # inputs that are always 0
-    sequence = np.argsort(diagonal, kind="stable")
-    diagonal += np.float32(mean * DAMP)
-    for part in panels(len(h)):
-        h[:, part] = h[sequence, part]
-    for part in panels(len(h)):
-        h[part] = h[part][:, sequence]
+    diagonals = [np.einsum("ii->i", rows[:, part]) for rows, part in zip(h, panels(len(sequence)))]
+    mean = max(float(np.mean(np.concatenate(diagonals), dtype=np.float64)), 1e-30)
+    for diagonal in diagonals:
+        diagonal[diagonal <= 0] = mean  # inputs that are always 0
+        diagonal += np.float32(mean * DAMP)
     try:
         if not np.isfinite(mean):
             raise np.linalg.LinAlgError
@@ -122,37 +124,35 @@ def plan(h: np.ndarray) -> Plan:
     except np.linalg.LinAlgError:
         raise ValueError("the inputs of a matrix are too large or not finite; the calibration can't use them") from None
     invert(h)
-    importance = np.empty(len(h))
-    importance[sequence] = 1 / np.diag(h).astype(np.float64) ** 2
+    importance = np.empty(len(sequence))
+    importance[sequence] = 1 / np.concatenate(diagonals).astype(np.float64) ** 2
     return Plan(sequence, h, (importance / importance.mean()).astype(np.float32))
 
 
-def cholesky(a: np.ndarray) -> None:
-    """Overwrites a symmetric matrix (K, K) float32 with L, L L^T = a, zeros above its diagonal.
-
-    Raises LinAlgError if it is not positive definite.
-    """
-    for now in panels(len(a)):
-        corner = np.linalg.cholesky(a[now, now].astype(np.float64))
-        a[now, now] = corner
-        a[now, now.stop :] = 0
-        a[now.stop :, now] = a[now.stop :, now] @ np.linalg.inv(corner).T.astype(np.float32)
-        for part in panels(len(a)):
-            if part.start > now.start:
-                rest = slice(now.stop, part.stop)
-                a[part, rest] -= a[part, now] @ a[rest, now].T
+def cholesky(a: Lower) -> None:
+    """Overwrites a symmetric matrix with L, L L^T = a; raises LinAlgError if it is not positive definite."""
+    parts = list(panels(a[-1].shape[1]))
+    for p, now in enumerate(parts):
+        corner = np.linalg.cholesky(np.tril(a[p][:, now]).astype(np.float64))
+        a[p][:, now] = corner
+        inverse = np.linalg.inv(corner).T.astype(np.float32)
+        for rows in a[p + 1 :]:
+            rows[:, now] = rows[:, now] @ inverse
+        for i in range(p + 1, len(a)):
+            for j in range(p + 1, i + 1):
+                a[i][:, parts[j]] -= a[i][:, now] @ a[j][:, now].T
 
 
-def invert(a: np.ndarray) -> None:
-    """Overwrites a lower triangular matrix (K, K) float32 with its inverse."""
-    for now in panels(len(a)):
-        corner = np.linalg.inv(a[now, now].astype(np.float64)).astype(np.float32)
+def invert(a: Lower) -> None:
+    """Overwrites a lower triangular matrix with its inverse."""
+    parts = list(panels(a[-1].shape[1]))
+    for p, now in enumerate(parts):
+        corner = np.linalg.inv(a[p][:, now].astype(np.float64)).astype(np.float32)
         row = np.zeros((len(corner), now.start), np.float32)
-        for part in panels(now.start):
-            between = slice(part.start, now.start)
-            row[:, part] = a[now, between] @ a[between, part]
-        a[now, : now.start] = -(corner @ row)
-        a[now, now] = np.tril(corner)
+        for i in range(p):
+            row[:, : parts[i].stop] += a[p][:, parts[i]] @ a[i]
+        a[p][:, : now.start] = -(corner @ row)
+        a[p][:, now] = np.tril(corner)
 
 
 def against_drift(weight: np.ndarray, moved: np.ndarray, given: Plan) -> np.ndarray:
@@ -163,7 +163,10 @@ def against_drift(weight: np.ndarray, moved: np.ndarray, given: Plan) -> np.ndar
     step = max(1, AT_ONCE // weight.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        change = moved[rows][:, given.sequence] @ given.inverse.T @ given.inverse
+        x = moved[rows][:, given.sequence]
+        change = np.zeros_like(x)
+        for inverse, part in zip(given.inverse, panels(x.shape[1])):
+            change[:, : part.stop] += x[:, : part.stop] @ inverse.T @ inverse
         moved[rows, given.sequence] = np.float32(DRIFT) * change
         moved[rows] += weight[rows]
     return moved
@@ -187,23 +190,23 @@ def gptq(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> Iterator[np.n
 def _rows(weight: np.ndarray, given: Plan, quantizer: Quantizer) -> np.ndarray:
     """Bytes of rows (N, K), which become what they stand for."""
     size, (rows, columns) = quantizer.block_size, weight.shape
-    sequence, inverse = given.sequence, given.inverse
+    sequence = given.sequence
     blocks = [slice(start, start + size) for start in range(0, columns, size)]
     grids = [quantizer.fit(np.ascontiguousarray(weight[:, b]), given.importance[None, b]) for b in blocks]
     w = np.ascontiguousarray(weight.T[sequence])  # (K, N): a column of the matrix lies together
     codes = np.zeros((columns, rows), np.int8)
     errors = np.zeros((PANEL, rows), np.float32)
-    for part in reversed(list(panels(columns))):
+    for inverse, part in reversed(list(zip(given.inverse, panels(columns)))):
         for i in range(part.stop - 1, part.start - 1, -1):
             k = int(sequence[i])
             grid = grids[k // size]
             scale, offset = grid.column(k % size)
             code = np.clip(np.rint((w[i] - offset) / np.where(scale == 0, np.inf, scale)), grid.low, grid.high)
             codes[k] = code
-            error = errors[i - part.start]
-            np.divide(w[i] - (scale * code + offset), inverse[i, i], out=error)
-            w[part.start : i] -= inverse[i, part.start : i, None] * error
-        w[: part.start] -= inverse[part, : part.start].T @ errors[: part.stop - part.start]
+            along, error = inverse[i - part.start], errors[i - part.start]
+            np.divide(w[i] - (scale * code + offset), along[i], out=error)
+            w[part.start : i] -= along[part.start : i, None] * error
+        w[: part.start] -= inverse[:, : part.start].T @ errors[: len(inverse)]
     packed = []
     for block, grid in zip(blocks, grids):
         found = codes[block].T.astype(np.int32)
