@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--model",
         metavar="FILE",
-        help="a GGUF file, or our static INT8 form (default: the small model that comes along)",
+        help="a GGUF file, a Hugging Face folder, or our static INT8 form (default: the small model that comes along)",
     )
     made.add_argument(
         "--chat", action="store_true", help="the text is a message: answer it by the model's chat template"

@@ -323,8 +323,8 @@ def load(
     """Load a model.
 
     Args:
-        model: Path of a GGUF file, or of a static INT8 form, which always runs in integers alone (default: the small model
-            that comes along).
+        model: Path of a GGUF file, of a Hugging Face folder, or of a static INT8 form, which always runs in integers alone
+            (default: the small model that comes along).
         threads: How many compute (default: the physical cores that this process may use).
         context: Positions that the cache holds (default: what the model was trained for, at most 2048).
         chunk: Prompt tokens computed in one run.

@@ -212,6 +212,23 @@ def test_a_weight_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "blk.1.ffn_up.weight" in capsys.readouterr().err and not (tmp_path / "b.gguf").exists()
 
 
+def test_float_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tiny.write(tmp_path / "a.gguf", "llama", "F32")
+    assert main([str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf"), "--type", "BF16"]) == 0
+    for name, (kind, values) in tensors(tmp_path / "b.gguf").items():
+        type_ = gguf.GGMLQuantizationType["F32" if before[name].ndim == 1 else "BF16"]
+        expected = gguf.quants.dequantize(gguf.quants.quantize(before[name], type_), type_)
+        assert kind == type_.name
+        np.testing.assert_array_equal(values.reshape(expected.shape), expected)
+    with GGUFFile.open(tmp_path / "a.gguf") as file:
+        offset = file.tensor("blk.1.ffn_up.weight").offset
+    with open(tmp_path / "a.gguf", "r+b") as raw:
+        raw.seek(offset)
+        raw.write(np.float32(1e5).tobytes())
+    assert main([str(tmp_path / "a.gguf"), str(tmp_path / "c.gguf"), "--type", "F16"]) == 1
+    assert "blk.1.ffn_up.weight': holds weights that are too large for F16" in capsys.readouterr().err
+
+
 def test_nothing_compiled_is_needed(tmp_path: Path) -> None:
     tiny.write(tmp_path / "a.gguf", "llama", "F16")
     code = "import sys, engine.quantize as q; assert q.main(sys.argv[1:]) == 0; sys.exit('llvmlite' in sys.modules)"
