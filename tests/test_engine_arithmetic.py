@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from models.training import data, engine_arithmetic, export  # noqa: E402
 from models.training.model import Llama, Shape  # noqa: E402
 
 SHAPE = Shape(vocab=300, hidden=64, feed_forward=96, layers=2, heads=4, kv_heads=2, context=83)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads wait for each other at every operation, which takes minutes where others use the processors too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
