@@ -11,7 +11,7 @@ Four ways of computing, chosen per call:
     "int8"       int8 activations, float16 keys and values; products of these values in float32 forward, bfloat16
                  backward. With weights from `round_weights` this is the engine's forward pass on a Q4_0 file, but for
                  the order in which float32 values are added: for training
-    "engine"     the engine's forward pass on the file that the model becomes, to the bit, some fifty times slower and without
+    "engine"     the engine's forward pass on the file that the model becomes, to the bit, fifty times slower and without
                  a gradient (models/training/engine_arithmetic.py): for the last step, and for measuring
 """
 
