@@ -84,7 +84,7 @@ def term(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at:
 
 
 def block(rows: Rows) -> Subroutine:
-    """One block for some rows: half by half, as each has its sub-scale."""
+    """One block for some rows: the sums of both halves, each by its sub-scale, together by the scale."""
     dot, weights = products6(rows), rows.lanes.load(load, Weights)
     first, last, terms = (rows.terms(add, I32xN, Weights) for add in (first_half, last_half, term))
     Floats = rows.zero.__annotations__["return"]
@@ -94,10 +94,11 @@ def block(rows: Rows) -> Subroutine:
     def add_block(acc: Any, packed: Packed, n: Int, blocks: Int, activations: Activations, at: Int, apart: Int) -> Any:
         (x, x_scales, x_sums), (codes, scales, _) = activations, packed
         across = start(n + blocks) - start(n)
-        w = weights(codes, scales, n, blocks)
         s = dot(codes, start(n), across, x, 32 * at, apart)
+        t = dot(codes, start(n) + 96, across, x, 32 * at + 16, apart)
+        w = weights(codes, scales, n, blocks)
         s = first(s, s, w, x_scales, x_sums, at, apart)
-        s = last(s, dot(codes, start(n) + 96, across, x, 32 * at + 16, apart), w, x_scales, x_sums, at, apart)
+        s = last(s, t, w, x_scales, x_sums, at, apart)
         return terms(acc, s, w, x_scales, x_sums, at, apart)
 
     return add_block
