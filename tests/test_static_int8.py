@@ -70,10 +70,8 @@ def test_a_form_runs_in_integers_alone(form: Path) -> None:
 
 
 def test_the_form_says_all(form: Path) -> None:
-    """A plain forward pass over the file's tensors, by the formulas of its description, gives the engine's logits.
-
-    To 5e-6 of them, until a code near the middle between two is the other one, which moves all that follows by 1 %.
-    """
+    """A plain forward pass over the file's tensors, by the formulas of its description, gives the engine's logits."""
+    # to 5e-6 of them, until a code near the middle between two is the other one, which moves all that follows by 1 %
     texts = np.random.default_rng(5).integers(3, 280, (16, 3)).tolist()
     with engine.load(form, threads=2) as llm:
         found = [llm.logits(ids) for ids in texts]
