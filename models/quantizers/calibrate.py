@@ -86,9 +86,9 @@ def gptq_layers(model: Model, types: Mapping[str, str], texts: list[np.ndarray],
     """Quantises the matrices of all layers with GPTQ, emitting each; yields its name when it is done.
 
     Memory: first the float model runs a layer, and the inputs of all its products are kept (`Model.keep`); its matrices are
-    let go, and read again group by group. At its peak there are, in float32, either half of H of the widest input and twice
-    the matrices of the group that reads it, or three times the matrices of the largest group; that is some two layers'
-    worth. Besides there are Python, the vocabulary, and a few times the widest activations of one text.
+    let go, and read again group by group. In float32 there is at most: either the whole layer; or, for a group, its matrices
+    twice and half of H of their inputs. Besides there are Python, the vocabulary, and a few times the widest activations of
+    one text. (In Qwen2.5-0.5B's shape: 60 MB; 82 MB for ffn_down, 72 MB for ffn_gate and ffn_up; 75 MB; 10 MB each.)
 
     Args:
         types: The type of each tensor by its GGUF name.
