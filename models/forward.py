@@ -153,9 +153,9 @@ class Forward:
         stride = gate.values.shape[1]
         common = {"gate": gate.values, "up": up.values, "blocks": padded(gate.width) // BLOCK, "stride": stride}
         with self.steps.together():
-            if made.values is not None:
+            if made.values is not None and (made.codes is None or made.values is not gate.values):
                 self.steps.add(silu_gate, out=made.values, count=ROWS, **common)
-            if made.codes is not None:  # the last, as it changes `gate`
+            if made.codes is not None:  # leaves the product in `gate`, too
                 self.steps.add(
                     silu_gate_quantize, codes=made.codes, scales=made.scales, sums=made.sums, count=ROWS, **common
                 )
