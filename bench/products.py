@@ -13,7 +13,7 @@ import numpy as np
 from bench.models import random_blocks
 from engine.kernel_cache import prepare
 from engine.threads import LOOP_KERNELS, Team
-from kernels.quantize import SUMS, quantize, tiled_rows
+from kernels.quantize import SCALES, SUMS, quantize, tiled_rows
 from kernels.run import LOGIT_ROWS, ROWS, run_block
 from models.formats import FORMS
 from models.memory import Arena
@@ -53,7 +53,7 @@ class Products:
         (rows, outputs), inputs = self.out.shape, self.x.shape[1]
         blocks = inputs // 32
         codes = np.zeros(tiled_rows(rows) * inputs, np.int8)
-        scales = np.zeros(tiled_rows(rows) * blocks, np.float32)
+        scales = np.zeros(tiled_rows(rows) * blocks * SCALES, np.float32)
         sums = np.zeros(tiled_rows(rows) * blocks * SUMS, np.int32)
         bias = np.zeros(outputs, np.float32)
         steps = Steps()

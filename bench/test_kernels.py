@@ -21,7 +21,7 @@ from engine.threads import Team, default_threads
 from kernels.attention import attention_f16, score_floats
 from kernels.gate import silu_gate_quantize
 from kernels.norm import rms_norm_quantize
-from kernels.quantize import SUMS
+from kernels.quantize import SCALES, SUMS
 from kernels.registry import Kernel
 from kernels.run import FIRST, POSITION, ROWS, WIDTH, run_block
 from models.steps import Steps
@@ -131,7 +131,7 @@ def quantised(rows: int, width: int) -> dict[str, np.ndarray]:
     rows = -(-rows // 4) * 4
     return {
         "codes": np.zeros(rows * width, np.int8),
-        "scales": np.zeros(rows * width // 32, np.float32),
+        "scales": np.zeros(rows * width // 32 * SCALES, np.float32),
         "sums": np.zeros(rows * width // 32 * SUMS, np.int32),
     }
 

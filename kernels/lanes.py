@@ -128,12 +128,8 @@ def load16(load: Subroutine, Weights: Any) -> Subroutine:
         (a, b, c), (d, e, f) = load(codes, scales, n), load(codes, scales, n + blocks)
         return join0(a, d), join1(b, e), join2(c, f)
 
-    def four(codes: U8, scales: F16, n: Int, blocks: Int) -> Any:
-        (a, b, c, d), (e, f, g, h) = load(codes, scales, n), load(codes, scales, n + blocks)
-        return join0(a, e), join1(b, f), join2(c, g), join3(d, h)
-
-    join0, join1, join2, join3 = [*(joins[part] for part in parts), join_f32, join_f32, join_f32, join_f32][:4]
-    weights = {0: alone, 2: two, 3: three, 4: four}[len(parts)]
+    join0, join1, join2 = [*(joins[part] for part in parts), join_f32, join_f32, join_f32][:3]
+    weights = {0: alone, 2: two, 3: three}[len(parts)]
     return wide_subroutine(typed(result=sized(Weights, 16))(weights))
 
 

@@ -1,7 +1,7 @@
 """Matrix product with Q4_K weights: INT4 codes in blocks of 256, with 6-bit sub-scales and sub-minima for every 32.
 
     weight = d * sub_scale * code - dmin * sub_minimum
-    terms  = (d * x_scale) * (sub_scale * S)  and then  - (dmin * x_scale) * (sub_minimum * sum of x)
+    terms  = (d * x_scale) * (sub_scale * S)  and then  - (dmin * sub_minimum) * (x_scale * sum of x)
          S = sum over 32 of  code[n, k] * x[t, k]      (int32, exact)
 
 Packed, for 8 outputs x 256 k: eight blocks of 4-bit codes of `kernels/codes.py`, then for each of them 8 sub-scales and

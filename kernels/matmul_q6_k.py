@@ -23,7 +23,7 @@ from kernels.codes import byte, code6, products6, put_code6, put_half
 from kernels.dot import centred
 from kernels.lanes import Subroutine
 from kernels.matmul_blocks import Activations, Packed, block_format
-from kernels.quantize import SUMS
+from kernels.quantize import SCALES, SUMS
 from kernels.registry import subroutine, typed
 from kernels.rows import Rows
 from kernels.simd import (
@@ -80,7 +80,7 @@ def last_half(acc: I32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32
 @subroutine
 def term(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
     """acc plus one block's term."""
-    return fma(to_f32(s), mul_f32(weights[2], spread_f32(x_scales[at], acc)), acc)
+    return fma(to_f32(s), mul_f32(weights[2], spread_f32(x_scales[SCALES * at], acc)), acc)
 
 
 def block(rows: Rows) -> Subroutine:

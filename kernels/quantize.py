@@ -6,7 +6,7 @@
 The many-row matrix product reads TILE rows side by side, so their blocks lie together (tile, block, row, 32):
 
     codes   | row 0: 32 codes of block 0 | row 1: block 0 | row 2: block 0 | row 3: block 0 | row 0: block 1 | ...
-    scales  | one float for each of these
+    scales  | two floats for each of these: its scale, and that times the sum of its codes (for minima of weights)
     sums    | three int32 for each: the sum of its codes, and 32 times that of its first half, and of its last
 
 A single row is its own tile. A NaN gets the code -127 (it passes no comparison); a block that holds an infinity gets an
@@ -34,7 +34,7 @@ from kernels.types import F32, I8, I32, I64, F32x8, I32x8, Int
 
 BLOCK = 32
 TILE = 4
-SUMS = 3  # for each block
+SCALES, SUMS = 2, 3  # for each block
 SMALLEST_SCALE = np.float32(2.0**-126)
 
 
@@ -59,7 +59,7 @@ def tiled_block(row: Int, block: Int, blocks: Int, rows: Int) -> Int:
 
 @subroutine
 def store_quantized(v0: F32x8, v1: F32x8, v2: F32x8, v3: F32x8, codes: I8, scales: F32, sums: I32, at: Int) -> None:
-    """Quantise the 32 values of v0..v3 into block `at`: its codes, its scale and its sums."""
+    """Quantise the 32 values of v0..v3 into block `at`: its codes, its scales and its sums."""
     largest = max_lane(max_f32(max_f32(abs_f32(v0), abs_f32(v1)), max_f32(abs_f32(v2), abs_f32(v3))))
     scale = np.float32(largest / np.float32(127.0))
     if not scale >= SMALLEST_SCALE:
@@ -70,9 +70,9 @@ def store_quantized(v0: F32x8, v1: F32x8, v2: F32x8, v3: F32x8, codes: I8, scale
     store_i8x8(codes, 32 * at + 8, c1)
     store_i8x8(codes, 32 * at + 16, c2)
     store_i8x8(codes, 32 * at + 24, c3)
-    scales[at] = scale
     first = add_i32(c0, c1)
     both, half = sum_i32(add_i32(first, add_i32(c2, c3))), sum_i32(first)
+    scales[SCALES * at], scales[SCALES * at + 1] = scale, scale * np.float32(both)
     sums[SUMS * at] = both
     sums[SUMS * at + 1] = 32 * half
     sums[SUMS * at + 2] = 32 * (both - half)

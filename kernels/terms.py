@@ -2,11 +2,12 @@
 
     scaled       acc + (S - zero_point * sum) * (scale * x_scale)
     minimum      acc + S * (scale * x_scale), then + minimum * (x_scale * sum)
-    sub-scaled   acc + (sub_scale * S) * (scale * x_scale), then + (sub_minimum * sum) * (minimum * x_scale)
+    sub-scaled   acc + (sub_scale * S) * (scale * x_scale), then + (minimum * sub_minimum) * (x_scale * sum)
 
-S is the sum of products of codes and activations in a block of 32, `sum` that of the activations alone. All is exact in
-int32 as far as the `*` outermost in each line, which is one fma. With each kind of term its references: `exact` takes the
-same integers and the same float32 steps, `truth` is float64 without rounding.
+S is the sum of products of codes and activations in a block of 32, `sum` that of the activations alone. The `*` outermost in
+each line is one fma. What is beside it is exact (integers, and minimum * sub_minimum: 11 and 6 bits), or a product of floats
+rounded once. With each kind of term its references: `exact` takes the same integers and the same float32 steps, `truth` is
+float64 without rounding.
 """
 
 import numpy as np
@@ -14,10 +15,9 @@ import numpy as np
 from kernels.codes import Coding, byte, put_half
 from kernels.dot import centred
 from kernels.matmul_blocks import Format, Subroutine, block_format, block_terms
-from kernels.quantize import SUMS
+from kernels.quantize import SCALES, SUMS
 from kernels.registry import subroutine
 from kernels.simd import (
-    broadcast_i32,
     broadcast_times,
     fma,
     load_f16x8,
@@ -29,49 +29,19 @@ from kernels.simd import (
     to_f32,
     widen_f16,
 )
-from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, Int, Int32
-
-
-@subroutine
-def sum_of_block(x_sums: I32, at: Int) -> Int32:
-    """The sum of the 32 activations of block `at`."""
-    return x_sums[SUMS * at]
+from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, Int
 
 
 @subroutine
 def add_scaled(acc: F32xN, s: I32xN, scale: F32xN, x_scales: F32, at: Int) -> F32xN:
     """acc plus a block's term, with one scale; s is without the zero point."""
-    return fma(to_f32(s), mul_f32(scale, spread_f32(x_scales[at], acc)), acc)
+    return fma(to_f32(s), mul_f32(scale, spread_f32(x_scales[SCALES * at], acc)), acc)
 
 
 @subroutine
-def add_with_minimum(acc: F32xN, s: I32xN, scale: F32xN, minimum: F32xN, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
+def add_with_minimum(acc: F32xN, s: I32xN, scale: F32xN, minimum: F32xN, x_scales: F32, at: Int) -> F32xN:
     """acc plus a block's two terms, with a scale and a minimum."""
-    x_scale = x_scales[at]
-    acc = fma(to_f32(s), mul_f32(scale, spread_f32(x_scale, acc)), acc)
-    return fma(minimum, spread_f32(x_scale * np.float32(sum_of_block(x_sums, at)), acc), acc)
-
-
-@subroutine
-def add_sub_scaled(
-    acc: F32xN,
-    s: I32xN,
-    sub_scale: I32xN,
-    sub_minimum: I32xN,
-    scale: F32xN,
-    minimum: F32xN,
-    x_scales: F32,
-    x_sums: I32,
-    at: Int,
-) -> F32xN:
-    """acc plus a block's two terms, with integer sub-scales and sub-minima of 6 bits.
-
-    Bound: for 5-bit codes 63 * 32 * 31 * 127 = 7936992; for the sums 63 * 32 * 127 = 256032.
-    """
-    x_scale = spread_f32(x_scales[at], acc)
-    acc = fma(to_f32(mul_i32(s, sub_scale)), mul_f32(scale, x_scale), acc)
-    sums = mul_i32(sub_minimum, broadcast_i32(x_sums, SUMS * at, s))
-    return fma(to_f32(sums), mul_f32(minimum, x_scale), acc)
+    return fma(minimum, spread_f32(x_scales[SCALES * at + 1], acc), add_scaled(acc, s, scale, x_scales, at))
 
 
 def _start(size: int) -> Subroutine:
@@ -123,7 +93,7 @@ def minimum_format(name: str, file_bytes: int, coding: Coding, put: Subroutine) 
     @subroutine
     def add(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
         scale, minimum = weights
-        return add_with_minimum(acc, s, scale, minimum, x_scales, x_sums, at)
+        return add_with_minimum(acc, s, scale, minimum, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
@@ -140,21 +110,18 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
 
     Of `scales`, 8 scales and 8 minima (signs flipped, so that both terms are added) lie together; of `codes`, eight blocks,
     then for each of them 8 sub-scales and 8 sub-minima.
+    Bound: sub_scale * S is at most 63 * 32 * 31 * 127 = 7936992, exact in float32 too.
     """
-    Weights = tuple[I32xN, I32xN, F32xN, F32xN]
+    Weights = tuple[I32xN, F32xN, F32xN]
     code, size = coding.code, coding.bytes
     record = 8 * (size + 16)
 
     @subroutine
-    def load(codes: U8, scales: F16, n: Int) -> tuple[I32x8, I32x8, F32x8, F32x8]:
+    def load(codes: U8, scales: F16, n: Int) -> tuple[I32x8, F32x8, F32x8]:
         i, j = n // 8, n % 8
         subs = record * i + 8 * size + 16 * j
-        return (
-            load_u8x8(codes, subs),
-            load_u8x8(codes, subs + 8),
-            load_f16x8(scales, 16 * i),
-            load_f16x8(scales, 16 * i + 8),
-        )
+        minimum = mul_f32(load_f16x8(scales, 16 * i + 8), to_f32(load_u8x8(codes, subs + 8)))
+        return load_u8x8(codes, subs), load_f16x8(scales, 16 * i), minimum
 
     @subroutine
     def start(n: Int) -> Int:
@@ -162,8 +129,8 @@ def sub_scaled_format(name: str, file_bytes: int, coding: Coding, put: Subroutin
 
     @subroutine
     def add(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
-        sub_scale, sub_minimum, scale, minimum = weights
-        return add_sub_scaled(acc, s, sub_scale, sub_minimum, scale, minimum, x_scales, x_sums, at)
+        sub_scale, scale, minimum = weights
+        return add_with_minimum(acc, mul_i32(s, sub_scale), scale, minimum, x_scales, at)
 
     @subroutine
     def element(codes: U8, scales: F16, n: Int, r: Int, k: Int) -> Float:
@@ -276,9 +243,9 @@ def sub_scaled_exact(
     """
     acc = np.zeros((len(x), len(codes)), np.float32)
     for b, (s, sums) in enumerate(zip(*_blocks(x, codes))):
-        s, sums = s * sub_scale[None, :, b], sums[:, None] * sub_minimum[None, :, b]
+        s, least = s * sub_scale[None, :, b], minimum[:, b // 8] * sub_minimum[:, b].astype(np.float32)
         acc = fma(s.astype(np.float32), scale[None, :, b // 8] * x_scale[:, None, b], acc)
-        acc = fma(sums.astype(np.float32), minimum[None, :, b // 8] * x_scale[:, None, b], acc)
+        acc = fma(least[None], (x_scale[:, b] * sums.astype(np.float32))[:, None], acc)
     return acc
 
 

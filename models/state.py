@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.attention import score_floats
-from kernels.quantize import BLOCK, SUMS, tiled_rows
+from kernels.quantize import BLOCK, SCALES, SUMS, tiled_rows
 from models.config import ModelConfig, expected_tensors
 from models.formats import FORMS
 from models.memory import Arena, aligned
@@ -91,7 +91,7 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
     for name, width in {"h": hidden, "a": query, "gate": ff}.items():
         blocks = padded(width) // BLOCK
         shapes[f"{name}_codes"] = ("int8", (rows * blocks * BLOCK,))
-        shapes[f"{name}_scales"] = ("float32", (rows * blocks,))
+        shapes[f"{name}_scales"] = ("float32", (rows * blocks * SCALES,))
         shapes[f"{name}_sums"] = ("int32", (rows * blocks * SUMS,))
     widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
     shapes["no_bias"] = ("float32", (widest,))

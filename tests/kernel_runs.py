@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from kernels.compiler import call
+from kernels.quantize import SCALES, SUMS, tiled_rows, untile
 from kernels.registry import Kernel
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, SLOT, TOKEN, WIDTH, run_block
 
@@ -63,3 +64,28 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray, what: str = "") ->
         same = found == expected
     where = np.flatnonzero(~same)
     assert same.all(), f"{what}: {len(where)} differ, first {where[:5]}: {found[~same][:5]}, {expected[~same][:5]}"
+
+
+def quantized(rows: int, blocks: int) -> dict[str, np.ndarray]:
+    """Operands for quantised activations: zeros, as many as their tiles take."""
+    slots = tiled_rows(rows) * blocks
+    return {
+        "codes": np.zeros(32 * slots, np.int8),
+        "scales": np.zeros(SCALES * slots, np.float32),
+        "sums": np.zeros(SUMS * slots, np.int32),
+    }
+
+
+def assert_quantized(
+    codes: np.ndarray, scales: np.ndarray, sums: np.ndarray, expected: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Fails unless the operands hold these codes (T, K) and scales (T, B), and the sums that belong to them."""
+    rows, blocks = expected[1].shape
+    block, scale = expected[0].reshape(rows, blocks, 32), expected[1]
+    assert (untile(codes.reshape(-1, 32), rows, blocks) == block).all()
+    first, last = (half.sum(-1, dtype=np.int32) for half in (block[..., :16], block[..., 16:]))
+    both = first + last
+    expected_scales = np.stack([scale, scale * both.astype(np.float32)], -1)
+    assert_same_bits(untile(scales.reshape(-1, SCALES), rows, blocks), expected_scales)
+    expected_sums = np.stack([both, 32 * first, 32 * last], -1)
+    assert (untile(sums.reshape(-1, SUMS), rows, blocks) == expected_sums).all()

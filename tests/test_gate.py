@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from kernel_runs import assert_same_bits, rows_block, run_both
+from kernel_runs import assert_quantized, assert_same_bits, quantized, rows_block, run_both
 
 from kernels.gate import silu_gate, silu_gate_exact, silu_gate_quantize, silu_gate_quantize_exact, silu_gate_truth
-from kernels.quantize import SUMS, tiled_rows, untile
 from kernels.run import ROWS
 
 SHAPES = [(1, 32, 32), (1, 160, 192), (3, 96, 128), (6, 64, 96)]
@@ -31,27 +30,18 @@ def test_silu_gate(rows: int, width: int, stride: int) -> None:
 def test_silu_gate_quantize(rows: int, width: int, stride: int) -> None:
     gate, up = data(rows, stride)
     blocks = width // 32
-    slots = tiled_rows(rows) * blocks
     codes, scales, sums, _ = run_both(
         silu_gate_quantize,
         rows_block(rows),
         ("codes", "scales", "sums", "gate"),
-        codes=np.zeros(32 * slots, np.int8),
-        scales=np.zeros(slots, np.float32),
-        sums=np.zeros(SUMS * slots, np.int32),
+        **quantized(rows, blocks),
         gate=gate.ravel(),
         up=up.ravel(),
         blocks=blocks,
         stride=stride,
         count=ROWS,
     )
-    expected_codes, expected_scales = silu_gate_quantize_exact(gate[:, :width], up[:, :width])
-    assert (untile(codes.reshape(slots, 32), rows, blocks).reshape(rows, width) == expected_codes).all()
-    assert_same_bits(untile(scales, rows, blocks), expected_scales)
-    block = expected_codes.reshape(rows, blocks, 32).astype(np.int32)
-    first, last = block[..., :16].sum(-1), block[..., 16:].sum(-1)
-    expected_sums = np.stack([first + last, 32 * first, 32 * last], -1)
-    assert (untile(sums.reshape(slots, SUMS), rows, blocks) == expected_sums).all()
+    assert_quantized(codes, scales, sums, silu_gate_quantize_exact(gate[:, :width], up[:, :width]))
 
 
 def test_far_values() -> None:

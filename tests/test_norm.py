@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from kernel_runs import assert_same_bits, rows_block, run_both
+from kernel_runs import assert_quantized, assert_same_bits, quantized, rows_block, run_both
 
 from kernels.norm import rms_norm, rms_norm_exact, rms_norm_quantize, rms_norm_quantize_exact, rms_norm_truth
-from kernels.quantize import SUMS, tiled_rows, untile
 from kernels.run import LOGIT_ROWS, ROWS
 
 EPS = 1e-5
@@ -35,14 +34,12 @@ def test_rms_norm(rows: int, n: int, stride: int) -> None:
 @pytest.mark.parametrize(("rows", "n", "stride"), [(1, 96, 128), (3, 32, 32), (6, 96, 96)])
 def test_rms_norm_quantize(rows: int, n: int, stride: int) -> None:
     x, weight = data(rows, n, stride, n + rows)
-    blocks, slots = n // 32, tiled_rows(rows) * (n // 32)
+    blocks = n // 32
     codes, scales, sums = run_both(
         rms_norm_quantize,
         rows_block(rows),
         ("codes", "scales", "sums"),
-        codes=np.zeros(32 * slots, np.int8),
-        scales=np.zeros(slots, np.float32),
-        sums=np.zeros(SUMS * slots, np.int32),
+        **quantized(rows, blocks),
         x=x.ravel(),
         weight=weight,
         n=n,
@@ -51,14 +48,7 @@ def test_rms_norm_quantize(rows: int, n: int, stride: int) -> None:
         eps=EPS,
         count=ROWS,
     )
-    expected_codes, expected_scales = rms_norm_quantize_exact(x[:, :n], weight[:n], EPS)
-    found = untile(codes.reshape(slots, 32), rows, blocks)
-    assert (found.reshape(rows, n) == expected_codes).all()
-    assert_same_bits(untile(scales, rows, blocks), expected_scales)
-    block = expected_codes.reshape(rows, blocks, 32).astype(np.int32)
-    first, last = block[..., :16].sum(-1), block[..., 16:].sum(-1)
-    expected_sums = np.stack([first + last, 32 * first, 32 * last], -1)
-    assert (untile(sums.reshape(slots, SUMS), rows, blocks) == expected_sums).all()
+    assert_quantized(codes, scales, sums, rms_norm_quantize_exact(x[:, :n], weight[:n], EPS))
 
 
 def test_only_rows_that_want_logits() -> None:
