@@ -16,7 +16,6 @@ import contextlib
 import math
 import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -27,6 +26,7 @@ import numpy as np
 from engine.errors import FileError
 from engine.escape import escape
 from engine.gguf_header import Header, TensorInfo, Value
+from engine.mapped_file import map_file, release
 
 __all__ = ["GGUFFile", "TensorInfo", "Value"]
 
@@ -51,7 +51,7 @@ class GGUFFile:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Maps a file and checks all of its header; raises FileError, one line, for whatever is wrong with it."""
         name = os.fspath(path)
-        return cls._checked(name, _map_file(name))
+        return cls._checked(name, map_file(name, "is a directory; name the .gguf file in it"))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
@@ -98,10 +98,8 @@ class GGUFFile:
 
     def release(self, name: str) -> None:
         """Lets the system take back the memory of a tensor's pages, which are read again if used again (Linux)."""
-        if hasattr(mmap, "MADV_DONTNEED") and hasattr(self._map, "madvise"):
-            info = self.tensor(name)
-            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+        info = self.tensor(name)
+        release(self._map, info.offset, info.nbytes)
 
     def tensor(self, name: str) -> TensorInfo:
         """Returns what the header says of a tensor; raises FileError if it isn't there."""
@@ -166,20 +164,3 @@ class GGUFFile:
         if value is _MISSING:
             self.fail_key(key, "missing")
         return value
-
-
-def _map_file(path: str) -> mmap.mmap:
-    """Maps a regular file that isn't empty; whatever the path names, the answer is a map or a FileError."""
-    try:
-        mode = os.stat(path).st_mode  # before it is opened: opening a pipe waits for its other end
-        if stat.S_ISDIR(mode):
-            raise FileError(f"{escape(path, 300)}: is a directory; name the .gguf file in it")
-        if not stat.S_ISREG(mode):
-            raise FileError(f"{escape(path, 300)}: is not a regular file")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FileError(f"{escape(path, 300)}: is empty; download it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, OverflowError) as error:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"{escape(path, 300)}: can't be read: {escape(text)}") from None

@@ -13,9 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import mmap
-import os
-import stat
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,6 +21,7 @@ import numpy as np
 from engine.errors import FileError
 from engine.escape import escape, listed
 from engine.file_kind import HEAD_BYTES, describe
+from engine.mapped_file import map_file, regular_file, release
 
 MAX_HEADER = 16 << 20  # bytes; a header takes some 100 for each tensor
 MAX_TENSORS = 1 << 16
@@ -53,7 +51,7 @@ class SafetensorsFile:
     def __init__(self, path: str) -> None:
         """Maps a file and checks its header; raises FileError, one line, for whatever is wrong with it."""
         self.path = path
-        self._map = _map_file(path)
+        self._map = map_file(path)
         self.size = len(self._map)
         try:
             self.tensors = self._read()
@@ -74,9 +72,7 @@ class SafetensorsFile:
     def release(self, name: str) -> None:
         """Lets the system take back the memory of a tensor's pages (Linux)."""
         entry = self.tensors[name]
-        if entry.nbytes and hasattr(mmap, "MADV_DONTNEED") and hasattr(self._map, "madvise"):
-            start = entry.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, entry.offset + entry.nbytes - start)
+        release(self._map, entry.offset, entry.nbytes)
 
     def _fail(self, text: str) -> NoReturn:
         raise FileError(f"{escape(self.path, 300)}: {text}")
@@ -161,14 +157,8 @@ def parse_json(raw: bytes, what: str) -> dict[str, Any]:
 def read_json(path: str, limit: int) -> dict[str, Any]:
     """The object in a JSON file of at most `limit` bytes; raises FileError, one line."""
     name = escape(path, 300)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FileError(f"{name}: is not a regular file")
-        with open(path, "rb") as file:
-            raw = file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"{name}: can't be read: {escape(text)}") from None
+    with regular_file(path) as file:
+        raw = file.read(limit + 1)
     if len(raw) > limit:
         raise FileError(f"{name}: is larger than {limit >> 20} MiB, more than any model needs")
     if raw.startswith(b"version https://git-lfs"):
@@ -211,19 +201,3 @@ def _as_safetensors(kind: str, head: bytes) -> str:
 
 def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
-
-
-def _map_file(path: str) -> mmap.mmap:
-    """Maps a regular file that isn't empty."""
-    name = escape(path, 300)
-    try:
-        mode = os.stat(path).st_mode  # before it is opened: opening a pipe waits for its other end
-        if not stat.S_ISREG(mode):
-            raise FileError(f"{name}: is not a regular file")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FileError(f"{name}: is empty; download it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, OverflowError) as error:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"{name}: can't be read: {escape(text)}") from None
