@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention_tiles import TILE, ZERO, least, retyped, tiles
+from kernels.attention_tiles import OCTET, QUAD, TILE, ZERO, least, pair_tiles, retyped, tiles
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -91,7 +91,8 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
 
 
 def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
-    score_pair, score_quad, score_octet, mix_pair, mix_quad, mix_octet, mix_last = tiles(load, prefetch, Cache)
+    score_pair, mix_pair, mix_last = pair_tiles(load, prefetch, Cache)
+    (score_quad, mix_quad), (score_octet, mix_octet) = (tiles(heads, load, prefetch, Cache) for heads in (QUAD, OCTET))
 
     def attend(
         out: F32,

@@ -10,10 +10,12 @@ tile's values.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from kernels.lanes import Subroutine
 from kernels.registry import subroutine, typed
 from kernels.rows import several
 from kernels.simd import fma, keep_below, load_f32x8, mul_f32, splat_f32, store_f32x8
@@ -89,14 +91,86 @@ def at(q: F32, i: Int) -> F32x8:
     return splat_f32(q[i])
 
 
+@subroutine
+@typed(sums=Sums, result=Sums)
+def add_scores(sums: Any, k0: F32x8, k1: F32x8, q: F32, i: Int, head_size: Int, last: Int) -> Any:
+    """Add the products of two blocks' element with that of the heads at q[i], of the two after it, and at q[last]."""
+    return grow(sums, k0, k1, at(q, i), at(q, i + head_size), at(q, i + 2 * head_size), at(q, last))
+
+
+@subroutine
+@typed(sums=Sums, result=Sums)
+def add_values(sums: Any, v0: F32x8, v1: F32x8, x: F32, i: Int, row: Int) -> Any:
+    """Add two elements, times each head's weights: those at x[i], and `row` apart."""
+    w = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row), load_f32x8(x, i + 3 * row)
+    return grow(sums, v0, v1, w[0], w[1], w[2], w[3])
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """So many heads at a time, with two blocks of scores or two elements of the output: what differs, by name."""
+
+    count: int
+    no_sums: Subroutine
+    add_scores: Subroutine
+    add_values: Subroutine
+    scaled: Subroutine
+    take: Subroutine
+    put: Subroutine
+
+
+QUAD = Heads(4, no_sums, add_scores, add_values, scaled, take, put)
+
+
+def _octet() -> Heads:
+    Both = several(2, Sums)
+
+    @subroutine
+    @typed(result=Both)
+    def no_sums8() -> Any:
+        return no_sums(), no_sums()
+
+    @subroutine
+    @typed(sums=Both, result=Both)
+    def add_scores8(sums: Any, k0: F32x8, k1: F32x8, q: F32, i: Int, head_size: Int, last: Int) -> Any:
+        first = add_scores(sums[0], k0, k1, q, i, head_size, i + 3 * head_size)
+        return first, add_scores(sums[1], k0, k1, q, i + 4 * head_size, head_size, last)
+
+    @subroutine
+    @typed(sums=Both, result=Both)
+    def add_values8(sums: Any, v0: F32x8, v1: F32x8, x: F32, i: Int, row: Int) -> Any:
+        return add_values(sums[0], v0, v1, x, i, row), add_values(sums[1], v0, v1, x, i + 4 * row, row)
+
+    @subroutine
+    @typed(sums=Both, result=Both)
+    def scaled8(sums: Any, factor: F32x8) -> Any:
+        return scaled(sums[0], factor), scaled(sums[1], factor)
+
+    @subroutine
+    @typed(result=Both)
+    def take8(x: F32, i0: Int, i1: Int, apart: Int) -> Any:
+        return take(x, i0, i1, apart), take(x, i0 + 4 * apart, i1 + 4 * apart, apart)
+
+    @subroutine
+    @typed(sums=Both)
+    def put8(x: F32, i0: Int, i1: Int, apart: Int, sums: Any) -> None:
+        put(x, i0, i1, apart, sums[0])
+        put(x, i0 + 4 * apart, i1 + 4 * apart, apart, sums[1])
+
+    return Heads(8, no_sums8, add_scores8, add_values8, scaled8, take8, put8)
+
+
+OCTET = _octet()
+
+
 def retyped(body: Callable[..., None], Cache: Any, *names: str) -> Callable[..., None]:
     """Say which type the cache has: one source serves both."""
     body.__annotations__.update(dict.fromkeys(names, Cache))
     return body
 
 
-def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> tuple[Callable[..., None], ...]:
-    """The pair, quad and octet forms of `score` and of `mix`, and mix_last; the cache is read by `load` and `prefetch`."""
+def pair_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine, Subroutine]:
+    """score and mix of two heads, and mix_last of one; the cache is read by `load` and `prefetch`."""
 
     def score_pair(
         scores: F32,
@@ -179,13 +253,24 @@ def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -
             value = keep_below(load(values, v + 8 * d), np.int32(start), np.int32(length), splat_f32(ZERO))
             store_f32x8(scratch, sum_a + 8 * d, fma(w, value, load_f32x8(scratch, sum_a + 8 * d)))
 
-    def score_quad(
+    subroutine(retyped(score_pair, Cache, "keys"))
+    subroutine(retyped(mix_pair, Cache, "values"))
+    subroutine(retyped(mix_last, Cache, "values"))
+    return score_pair, mix_pair, mix_last
+
+
+def tiles(heads: Heads, load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
+    """score and mix of four or eight heads."""
+    zero, add_scores, add_values = heads.no_sums, heads.add_scores, heads.add_values
+    scaled, take, put = heads.scaled, heads.take, heads.put
+
+    def score(
         scores: F32,
         a: Int,
         row: Int,
         q: F32,
-        qa: Int,
-        qd: Int,
+        first: Int,
+        final: Int,
         keys: Any,
         k: Int,
         step: Int,
@@ -194,45 +279,17 @@ def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -
         last: Int,
         scale: Float,
     ) -> None:
-        """Scores of the heads at q[qa], the two after it, and q[qd] with two blocks from `block`, or with `last` twice."""
+        """Scores of the heads at q[first], those after it, and q[final], with two blocks from `block`, or `last` twice."""
         b1 = least(block + 1, last)
-        i0, i1, qb, qc = k + step * block, k + step * b1, qa + head_size, qa + 2 * head_size
-        s = no_sums()
+        i0, i1 = k + step * block, k + step * b1
+        s = zero()
         for d in range(head_size):
             prefetch(keys, i0 + AHEAD * step + 16 * d)
             k0, k1 = load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)
-            s = grow(s, k0, k1, at(q, qa + d), at(q, qb + d), at(q, qc + d), at(q, qd + d))
+            s = add_scores(s, k0, k1, q, first + d, head_size, final + d)
         put(scores, a + 8 * block, a + 8 * b1, row, scaled(s, splat_f32(scale)))
 
-    def score_octet(
-        scores: F32,
-        a: Int,
-        row: Int,
-        q: F32,
-        qa: Int,
-        qh: Int,
-        keys: Any,
-        k: Int,
-        step: Int,
-        head_size: Int,
-        block: Int,
-        last: Int,
-        scale: Float,
-    ) -> None:
-        """`score_quad` of eight heads: that at q[qa], the six after it, and q[qh]."""
-        b1 = least(block + 1, last)
-        i0, i1, D = k + step * block, k + step * b1, head_size
-        qb, qc, qd, qe, qf, qg = qa + D, qa + 2 * D, qa + 3 * D, qa + 4 * D, qa + 5 * D, qa + 6 * D
-        s, t = no_sums(), no_sums()
-        for d in range(head_size):
-            prefetch(keys, i0 + AHEAD * step + 16 * d)
-            k0, k1 = load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)
-            s = grow(s, k0, k1, at(q, qa + d), at(q, qb + d), at(q, qc + d), at(q, qd + d))
-            t = grow(t, k0, k1, at(q, qe + d), at(q, qf + d), at(q, qg + d), at(q, qh + d))
-        put(scores, a + 8 * block, a + 8 * b1, row, scaled(s, splat_f32(scale)))
-        put(scores, a + 8 * block + 4 * row, a + 8 * b1 + 4 * row, row, scaled(t, splat_f32(scale)))
-
-    def mix_quad(
+    def mix(
         scratch: F32,
         a: Int,
         row: Int,
@@ -245,52 +302,14 @@ def tiles(load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -
         dims: Int,
         blocks: Int,
     ) -> None:
-        """`mix_pair` of four heads: weights `row` apart from scratch[a], sums `width` apart; elements d and d + 1."""
+        """`mix_pair` of these heads: weights `row` apart from scratch[a], sums `width` apart; elements d and d + 1."""
         d0, d1 = 8 * d, 8 * least(d + 1, dims - 1)
-        b, c, e = a + row, a + 2 * row, a + 3 * row
         s = take(scratch, sums + d0, sums + d1, width)
         for n in range(blocks):
-            i, j = v + step * n, 8 * n
+            i = v + step * n
             prefetch(values, v + TILE * step + 8 * TILE * d + 16 * n)
             v0, v1 = load(values, i + d0), load(values, i + d1)
-            w, x = load_f32x8(scratch, a + j), load_f32x8(scratch, b + j)
-            s = grow(s, v0, v1, w, x, load_f32x8(scratch, c + j), load_f32x8(scratch, e + j))
+            s = add_values(s, v0, v1, scratch, a + 8 * n, row)
         put(scratch, sums + d0, sums + d1, width, s)
 
-    def mix_octet(
-        scratch: F32,
-        a: Int,
-        row: Int,
-        sums: Int,
-        width: Int,
-        values: Any,
-        v: Int,
-        step: Int,
-        d: Int,
-        dims: Int,
-        blocks: Int,
-    ) -> None:
-        """`mix_quad` of eight heads."""
-        d0, d1 = 8 * d, 8 * least(d + 1, dims - 1)
-        b, c, e, f = a + row, a + 2 * row, a + 3 * row, a + 4 * row
-        g, h, m, i0, i1 = a + 5 * row, a + 6 * row, a + 7 * row, sums + d0, sums + d1
-        s, t = take(scratch, i0, i1, width), take(scratch, i0 + 4 * width, i1 + 4 * width, width)
-        for n in range(blocks):
-            i, j = v + step * n, 8 * n
-            prefetch(values, v + TILE * step + 8 * TILE * d + 16 * n)
-            v0, v1 = load(values, i + d0), load(values, i + d1)
-            w, x = load_f32x8(scratch, a + j), load_f32x8(scratch, b + j)
-            s = grow(s, v0, v1, w, x, load_f32x8(scratch, c + j), load_f32x8(scratch, e + j))
-            w, x = load_f32x8(scratch, f + j), load_f32x8(scratch, g + j)
-            t = grow(t, v0, v1, w, x, load_f32x8(scratch, h + j), load_f32x8(scratch, m + j))
-        put(scratch, i0, i1, width, s)
-        put(scratch, i0 + 4 * width, i1 + 4 * width, width, t)
-
-    subroutine(retyped(score_pair, Cache, "keys"))
-    subroutine(retyped(score_quad, Cache, "keys"))
-    subroutine(retyped(score_octet, Cache, "keys"))
-    subroutine(retyped(mix_pair, Cache, "values"))
-    subroutine(retyped(mix_quad, Cache, "values"))
-    subroutine(retyped(mix_octet, Cache, "values"))
-    subroutine(retyped(mix_last, Cache, "values"))
-    return score_pair, score_quad, score_octet, mix_pair, mix_quad, mix_octet, mix_last
+    return subroutine(retyped(score, Cache, "keys")), subroutine(retyped(mix, Cache, "values"))
