@@ -23,6 +23,7 @@ import numpy as np
 from engine.threads import Team, default_threads
 from kernels.compiler import Compiler
 from kernels.dot import dot_u4, dot_u8, pair_sums, quad_sums, zero_pair_sums, zero_quad_sums
+from kernels.lanes import Subroutine
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel
 from kernels.run import run_block
@@ -68,41 +69,32 @@ def roof_read(rank: Int, size: Int, run: I64, out: I32, source: I32, same: U8, l
     store_i32x8(out, 8 * rank, add_i32(add_i32(s0, s1), add_i32(s2, s3)))
 
 
-@kernel
-def roof_int4(rank: Int, size: Int, run: I64, out: I32, w: U8, x: I8, rounds: Int) -> None:
+def _roof_integer(name: str, zero: Subroutine, dot: Subroutine, total: Subroutine) -> Kernel:
     """Eight independent sums, four vectors of weights in registers, activations from the first cache."""
-    w0, w1, w2, w3 = load_u8x32(w, 0), load_u8x32(w, 32), load_u8x32(w, 64), load_u8x32(w, 96)
-    s0, s1, s2, s3 = zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
-    s4, s5, s6, s7 = zero_pair_sums(), zero_pair_sums(), zero_pair_sums(), zero_pair_sums()
-    for _ in range(rounds):
-        for k in range(0, VECTORS, 2):
-            a, b = load_i8x32(x, 32 * k), load_i8x32(x, 32 * k + 32)
-            s0, s1, s2, s3 = dot_u4(s0, w0, a), dot_u4(s1, w1, a), dot_u4(s2, w2, a), dot_u4(s3, w3, a)
-            s4, s5, s6, s7 = dot_u4(s4, w0, b), dot_u4(s5, w1, b), dot_u4(s6, w2, b), dot_u4(s7, w3, b)
-    t0, t1 = add_i32(pair_sums(s0), pair_sums(s1)), add_i32(pair_sums(s2), pair_sums(s3))
-    t2, t3 = add_i32(pair_sums(s4), pair_sums(s5)), add_i32(pair_sums(s6), pair_sums(s7))
-    store_i32x8(out, 8 * rank, add_i32(add_i32(t0, t1), add_i32(t2, t3)))
+
+    def roof(rank: Int, size: Int, run: I64, out: I32, w: U8, x: I8, rounds: Int) -> None:
+        w0, w1, w2, w3 = load_u8x32(w, 0), load_u8x32(w, 32), load_u8x32(w, 64), load_u8x32(w, 96)
+        s0, s1, s2, s3, s4, s5, s6, s7 = zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()
+        for _ in range(rounds):
+            for k in range(0, VECTORS, 2):
+                a, b = load_i8x32(x, 32 * k), load_i8x32(x, 32 * k + 32)
+                s0, s1, s2, s3 = dot(s0, w0, a), dot(s1, w1, a), dot(s2, w2, a), dot(s3, w3, a)
+                s4, s5, s6, s7 = dot(s4, w0, b), dot(s5, w1, b), dot(s6, w2, b), dot(s7, w3, b)
+        t0, t1 = add_i32(total(s0), total(s1)), add_i32(total(s2), total(s3))
+        t2, t3 = add_i32(total(s4), total(s5)), add_i32(total(s6), total(s7))
+        store_i32x8(out, 8 * rank, add_i32(add_i32(t0, t1), add_i32(t2, t3)))
+
+    roof.__name__ = name
+    return kernel(roof)
 
 
-@kernel
-def roof_int8(rank: Int, size: Int, run: I64, out: I32, w: U8, x: I8, rounds: Int) -> None:
-    """The same with `dot_u8`."""
-    w0, w1, w2, w3 = load_u8x32(w, 0), load_u8x32(w, 32), load_u8x32(w, 64), load_u8x32(w, 96)
-    s0, s1, s2, s3 = zero_quad_sums(), zero_quad_sums(), zero_quad_sums(), zero_quad_sums()
-    s4, s5, s6, s7 = zero_quad_sums(), zero_quad_sums(), zero_quad_sums(), zero_quad_sums()
-    for _ in range(rounds):
-        for k in range(0, VECTORS, 2):
-            a, b = load_i8x32(x, 32 * k), load_i8x32(x, 32 * k + 32)
-            s0, s1, s2, s3 = dot_u8(s0, w0, a), dot_u8(s1, w1, a), dot_u8(s2, w2, a), dot_u8(s3, w3, a)
-            s4, s5, s6, s7 = dot_u8(s4, w0, b), dot_u8(s5, w1, b), dot_u8(s6, w2, b), dot_u8(s7, w3, b)
-    t0, t1 = add_i32(quad_sums(s0), quad_sums(s1)), add_i32(quad_sums(s2), quad_sums(s3))
-    t2, t3 = add_i32(quad_sums(s4), quad_sums(s5)), add_i32(quad_sums(s6), quad_sums(s7))
-    store_i32x8(out, 8 * rank, add_i32(add_i32(t0, t1), add_i32(t2, t3)))
+roof_int4 = _roof_integer("roof_int4", zero_pair_sums, dot_u4, pair_sums)
+roof_int8 = _roof_integer("roof_int8", zero_quad_sums, dot_u8, quad_sums)
 
 
 @kernel
 def roof_float32(rank: Int, size: Int, run: I64, out: F32, w: F32, x: F32, rounds: Int) -> None:
-    """The same with `fma`: eight floats a vector."""
+    """The same with `fma`, eight floats a vector."""
     w0, w1, w2, w3 = load_f32x8(w, 0), load_f32x8(w, 8), load_f32x8(w, 16), load_f32x8(w, 24)
     zero = splat_f32(np.float32(0.0))
     s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero

@@ -14,7 +14,7 @@ from kernels.attention import attention_f16, attention_f32
 from kernels.gate import silu_gate, silu_gate_quantize
 from kernels.norm import rms_norm, rms_norm_quantize
 from kernels.quantize import BLOCK, quantize
-from kernels.rope import rope_store_f16, rope_store_f32
+from kernels.rope import rope_pairs, rope_store_f16, rope_store_f32
 from kernels.run import LOGIT_ROWS, ROWS
 from models.config import ModelConfig
 from models.state import State
@@ -99,8 +99,7 @@ class Forward:
         """Turn q and k by their positions; put k and v into the layer's cache."""
         assert q.values is not None and k.values is not None and v.values is not None
         c = self.config
-        pairs = c.rope_dims // 2
-        interleaved = c.rope_style == "interleaved"
+        pairs, spacing, distance = rope_pairs(c.rope_style, c.rope_dims)
         self.steps.add(
             rope_store_f32 if self._float_cache else rope_store_f16,
             q=q.values,
@@ -116,8 +115,8 @@ class Forward:
             kv_heads=c.kv_heads,
             head_size=c.head_size,
             pairs=pairs,
-            spacing=2 if interleaved else 1,
-            distance=1 if interleaved else pairs,
+            spacing=spacing,
+            distance=distance,
             q_stride=q.values.shape[1],
             kv_stride=k.values.shape[1],
         )
