@@ -2,14 +2,13 @@
 
     python -m bench.scaling FILE --threads 2 --tokens 256
 
-gain = time of one thread / time of all, of the prompt and of the INT4 roof (`bench/roof.py`); their ratio is what the engine
-keeps. All four are measured in each turn, since a shared machine's second processor is worth more in one minute than in
+gain = median time of one thread / that of all, of the prompt and of the INT4 roof (`bench/roof.py`); their ratio is what the
+engine keeps. All four are measured in each turn, since a shared machine's second processor is worth more in one minute than in
 another; each after a run that doesn't count, for a processor that slept begins slowly.
 """
 
 import argparse
 import sys
-from statistics import median
 
 import numpy as np
 
@@ -60,18 +59,16 @@ def main() -> None:
     engines = [load(options.file, threads=count, context=options.tokens + 1) for count in counts]
     roofs = [RoofRun(count) for count in counts]
     rng = np.random.default_rng(0)
-    gains = np.zeros((options.repeats + 1, 2))
-    for turn in gains:
+    times = np.zeros((options.repeats + 1, 4))
+    for turn in times:
         ids = rng.integers(3, engines[0].config.vocab_size, options.tokens).tolist()
-        one, all_ = (prompt_seconds(llm, ids) for llm in engines)
-        roof_one, roof_all = (roof.seconds() for roof in roofs)
-        turn[:] = one / all_, roof_one / roof_all
-    gains = gains[1:]  # the first turn doesn't count
-    kept = gains[:, 0] / gains[:, 1]
+        turn[:] = [prompt_seconds(llm, ids) for llm in engines] + [roof.seconds() for roof in roofs]
+    one, many, roof_one, roof_many = np.median(times[1:], axis=0)  # the first turn doesn't count
+    gains = times[1:, 0] / times[1:, 1]
+    gain, roof_gain = one / many, roof_one / roof_many
     sys.stdout.write(
-        f"{options.threads} threads, prompt of {options.tokens}: {median(gains[:, 0]):.2f} x one thread; "
-        f"multiply roof {median(gains[:, 1]):.2f} x; kept {100 * median(kept):.0f} % "
-        f"({100 * kept.min():.0f} to {100 * kept.max():.0f} %, {len(kept)} turns)\n"
+        f"{options.threads} threads, prompt of {options.tokens}: {gain:.2f} x one thread ({gains.min():.2f} to {gains.max():.2f}, "
+        f"{len(gains)} turns); multiply roof {roof_gain:.2f} x; kept {100 * gain / roof_gain:.0f} %\n"
     )
 
 
