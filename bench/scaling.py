@@ -3,8 +3,8 @@
     python -m bench.scaling FILE --threads 2 --tokens 256
 
 gain = median time of one thread / that of all, of the prompt and of the INT4 roof (`bench/roof.py`); their ratio is what the
-engine keeps. All four are measured in each turn, since a shared machine's second processor is worth more in one minute than in
-another; each after a run that doesn't count, for a processor that slept begins slowly.
+engine keeps. All four are measured in each turn, since a shared machine's second processor is worth more in one minute than
+in another; each after a run that doesn't count, for a processor that slept begins slowly.
 """
 
 import argparse
@@ -67,8 +67,9 @@ def main() -> None:
     gains = times[1:, 0] / times[1:, 1]
     gain, roof_gain = one / many, roof_one / roof_many
     sys.stdout.write(
-        f"{options.threads} threads, prompt of {options.tokens}: {gain:.2f} x one thread ({gains.min():.2f} to {gains.max():.2f}, "
-        f"{len(gains)} turns); multiply roof {roof_gain:.2f} x; kept {100 * gain / roof_gain:.0f} %\n"
+        f"{options.threads} threads, prompt of {options.tokens}: {gain:.2f} x one thread "
+        f"({gains.min():.2f} to {gains.max():.2f}, {len(gains)} turns); "
+        f"multiply roof {roof_gain:.2f} x; kept {100 * gain / roof_gain:.0f} %\n"
     )
 
 
