@@ -8,8 +8,8 @@ Both sides load the same file, each in a process of its own, and answer one afte
 times; the order is turned round each time. Measured are prompts of 256 and 512 tokens, and 128 tokens generated after 128,
 all of random ids. `memory` is what a token reads: packed weights, in the types of the file, and the cache at the middle of
 the generation; as GB/s, and as a share of what `bench.roof` reads, measured again in each turn: on shared machines that
-changes from minute to minute. What is over in less than 0.3 s is repeated, and its median counts as the turn. Processors that
-slept while the other side worked begin slowly, so a turn begins with a prompt that doesn't count.
+changes from minute to minute. What is over in less than 0.3 s is repeated, and its median counts as the turn. A turn begins
+with a prompt that doesn't count: processors that slept while the other side worked are slow at first.
 """
 
 import argparse
