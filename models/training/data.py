@@ -1,9 +1,9 @@
 """Stories, tokenizer and token windows for training.
 
-A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`, bedtime stories): one
-story after another, each followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score
-(lower is plainer) in the files' order. Plain stories are used more often, `round_copies`; while the learning rate falls, only
-plain bedtime stories, `decay_copies`: what is learned last shows most, and the model should keep to few kinds of story.
+A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`, bedtime stories): one story
+after another, each followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is
+plainer) in the files' order. Plain stories are used more often, `round_copies`; while the learning rate falls, only plain
+bedtime stories, `decay_copies`: what is learned last shows most, and the model should keep to few kinds of story.
 
     stream   <|endoftext|> story <|endoftext|> story ...       uint16
     window   512 inputs and the 512 tokens that follow them    (T + 1,)
