@@ -134,19 +134,12 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
 
 def test_windows_depend_only_on_seed_and_index() -> None:
     ids = [np.arange(i, i + 50, dtype=np.uint16) for i in range(0, 500, 50)]
-    copies = [3, 2, 0, 3, 2, 0, 3, 2, 0, 3]
-    straight = data.Windows(ids, copies, 16, seed=6).take(0, 200)
-    resumed = data.Windows(ids, copies, 16, seed=6)
+    scores = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0]
+    straight = data.Windows(ids, scores, 16, seed=6, copies=data.COPIES).take(0, 200)
+    resumed = data.Windows(ids, scores, 16, seed=6, copies=data.COPIES)
     assert straight.shape == (200, 17)
     np.testing.assert_array_equal(resumed.take(123, 77), straight[123:])
-    assert (data.Windows(ids, copies, 16, seed=7).take(0, 200) != straight).any()
-
-
-def test_which_stories_are_used() -> None:
-    stories = [data.Story("", score, bedtime) for score in (1.0, 2.0, 3.0) for bedtime in (False, True)]
-    assert data.round_copies(stories) == [3, 3, 2, 2, 0, 0]
-    assert data.decay_copies(stories) == [0, 1, 0, 0, 0, 0]
-    assert data.decay_copies(stories[::2]) == [1, 0, 0]
+    assert (data.Windows(ids, scores, 16, seed=7, copies=data.COPIES).take(0, 200) != straight).any()
 
 
 def test_a_share_of_the_loss_is_the_distance_to_a_teacher() -> None:

@@ -1,9 +1,8 @@
 """Stories, tokenizer and token windows for training.
 
-A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`, bedtime stories): one story
-after another, each followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is
-plainer) in the files' order. Plain stories are used more often, `round_copies`; while the learning rate falls, only plain
-bedtime stories, `decay_copies`: what is learned last shows most, and the model should keep to few kinds of story.
+A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`): one story after another, each
+followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is plainer) in the
+files' order. Plain stories are used more often: COPIES says how many times a story appears in one round of training.
 
     stream   <|endoftext|> story <|endoftext|> story ...       uint16
     window   512 inputs and the 512 tokens that follow them    (T + 1,)
@@ -20,18 +19,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-PLAIN = 1.8  # the simplicity score of a plain story is below it
-COPIES = ((PLAIN, 3), (2.4, 2), (float("inf"), 0))
+Copies = tuple[tuple[float, int], ...]
+COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 0))
 """Upper bound of the simplicity score, and how often such a story is used in one round."""
+DECAY_COPIES: Copies = ((1.8, 1), (float("inf"), 0))
+"""The same while the learning rate falls: what is learned last shows most, and the model should write plainly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """One story or chapter of the corpus with its simplicity score; `bedtime`: whether it is of the `_us` file."""
+    """One story or chapter of the corpus with its simplicity score."""
 
     text: str
     score: float
-    bedtime: bool = False
 
 
 def read_stories(corpus: Path, part: str) -> list[Story]:
@@ -51,20 +51,8 @@ def read_stories(corpus: Path, part: str) -> list[Story]:
         scores = [float(row["score"]) for row in rows if row["file"] == name]
         if len(scores) != len(texts):
             raise ValueError(f"{path}: {len(texts)} stories, but index.tsv lists {len(scores)}")
-        stories += [Story(text, score, name.endswith("_us.txt")) for text, score in zip(texts, scores)]
+        stories += [Story(text, score) for text, score in zip(texts, scores)]
     return stories
-
-
-def round_copies(stories: list[Story]) -> list[int]:
-    """How often each story is used in one round."""
-    return [next(count for bound, count in COPIES if story.score < bound) for story in stories]
-
-
-def decay_copies(stories: list[Story]) -> list[int]:
-    """The same while the learning rate falls: plain bedtime stories once; all plain ones, where the corpus has none."""
-    plain = [int(story.score < PLAIN) for story in stories]
-    bedtime = [count * story.bedtime for count, story in zip(plain, stories)]
-    return bedtime if any(bedtime) else plain
 
 
 def train_tokenizer(stories: list[Story], vocab_size: int) -> Tokenizer:
@@ -91,10 +79,10 @@ def encode_stories(tokenizer: Tokenizer, stories: list[Story]) -> list[np.ndarra
 class Windows:
     """Training windows in a fixed order: window i depends only on the seed, so a run resumes by its count of windows."""
 
-    def __init__(self, ids: list[np.ndarray], copies: list[int], length: int, seed: int) -> None:
-        """ids: one uint16 array per story; copies: how often each is used in a round; length: T, tokens per window."""
+    def __init__(self, ids: list[np.ndarray], scores: list[float], length: int, seed: int, copies: Copies) -> None:
+        """ids: one uint16 array per story; scores: their simplicity; length: T, tokens predicted per window."""
         self._ids = ids
-        self._copies = copies
+        self._copies = [next(count for bound, count in copies if score < bound) for score in scores]
         self._length = length
         self._seed = seed
         self._round = -1

@@ -141,7 +141,8 @@ def run_pipeline(plan: Plan) -> None:
     tokenizer = _prepare_tokenizer(plan, stories)
     ids = _prepare_ids(plan, tokenizer, stories)
     validation = data.make_validation(tokenizer, data.read_stories(plan.corpus, "valid"))
-    windows = data.Windows(ids, data.round_copies(stories), plan.shape.context, plan.seed)
+    scores = [story.score for story in stories]
+    windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.COPIES)
     full = validation.windows(plan.shape.context)[:-1]
     quick = full[:: max(1, len(full) // QUICK_WINDOWS)]
     bytes_per_token = validation.text_bytes / (len(validation.stream) - 1)
@@ -150,7 +151,7 @@ def run_pipeline(plan: Plan) -> None:
     stable = _run_stage(run, plan, "stable", None)
     teacher = None
     for name in ("float", "int4"):
-        run.windows = data.Windows(ids, data.decay_copies(stories), plan.shape.context, plan.seed)
+        run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES)
         teacher = _run_stage(run, plan, name, stable, teacher)
 
     float_model, tokens = _load(plan, plan.work / "float.pt")
