@@ -39,7 +39,7 @@ from kernels.simd import prefetch
 from kernels.types import F16, F32, I8, I32, I64, U8, Int
 from kernels.wide import wide
 
-AHEAD = 1536  # bytes to ask for ahead of the product that reads each weight once
+AHEAD = 6144  # bytes to ask for ahead of the product that reads each weight once
 Activations = tuple[I8, F32, I32]  # codes, scales, sums
 Packed = tuple[U8, F16, F32]  # codes, scales, bias
 
