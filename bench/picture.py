@@ -15,14 +15,14 @@ COLOURS = {"prompt 256": "#4878a8", "prompt 512": "#88aed0", "decode": "#d08040"
 
 
 def draw(found: dict[str, Any], to: Path) -> None:
-    """One group of bars for each file: medians of the turns' ratios, the speeds written on them."""
+    """One group of bars for each file: medians of the turns' ratios, the speeds written beside them."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 1.1 * len(found["files"])))
-    places, names = [], []
+    places, names, right = [], [], 1.0
     for n, file in enumerate(found["files"]):
         for i, (work, colour) in enumerate(COLOURS.items()):
             us, peer = (file["speeds"][work][side] for side in (US, PEER))
@@ -30,18 +30,14 @@ def draw(found: dict[str, Any], to: Path) -> None:
             y = n * 4 + i
             axes.barh(y, median(ratios), color=colour, height=0.9)
             axes.plot([ratios[0], ratios[-1]], [y, y], color="black", linewidth=1)
-            axes.text(
-                0.03,
-                y,
-                f"{work}: {median(us):,.0f} tokens/s, {PEER} {median(peer):,.0f}",
-                va="center",
-                color="white",
-                size=8,
-            )
+            label = f"{work}: {median(us):,.0f} tokens/s, {PEER} {median(peer):,.0f}"
+            axes.text(ratios[-1] + 0.06, y, label, va="center", size=8)
+            right = max(right, ratios[-1] + 5.0)  # room for the label
         places.append(n * 4 + 1)
         names.append(file["file"].removesuffix(".gguf"))
     axes.axvline(1, color="black", linewidth=1, linestyle=":")
     axes.set_yticks(places, names)
+    axes.set_xlim(0, right)
     axes.invert_yaxis()
     axes.set_xlabel(f"speed, {PEER} = 1 (median of {found['repeats']} turns; line: least and most)")
     axes.set_title(f"{found['machine']}, {found['roof']['threads']} threads, {found['roof']['level']}", fontsize=10)
