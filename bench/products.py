@@ -13,7 +13,7 @@ import numpy as np
 from bench.models import random_blocks
 from engine.kernel_cache import prepare
 from engine.threads import LOOP_KERNELS, Team
-from kernels.quantize import SCALES, SUMS, quantize, tiled_rows
+from kernels.quantize import empty_quantized, quantize
 from kernels.run import LOGIT_ROWS, ROWS, run_block
 from models.formats import FORMS
 from models.memory import Arena
@@ -52,21 +52,17 @@ class Products:
     def _products(self, matrices: list[Matrix]) -> Steps:
         (rows, outputs), inputs = self.out.shape, self.x.shape[1]
         blocks = inputs // 32
-        codes = np.zeros(tiled_rows(rows) * inputs, np.int8)
-        scales = np.zeros(tiled_rows(rows) * blocks * SCALES, np.float32)
-        sums = np.zeros(tiled_rows(rows) * blocks * SUMS, np.int32)
+        made = empty_quantized(rows, blocks)
         bias = np.zeros(outputs, np.float32)
         steps = Steps()
         for matrix in matrices:
-            steps.add(
-                quantize, codes=codes, scales=scales, sums=sums, x=self.x, blocks=blocks, stride=inputs, count=ROWS
-            )
+            steps.add(quantize, **made, x=self.x, blocks=blocks, stride=inputs, count=ROWS)
             steps.add(
                 matrix.form.matmul,
                 out=self.out,
-                x=codes,
-                x_scales=scales,
-                x_sums=sums,
+                x=made["codes"],
+                x_scales=made["scales"],
+                x_sums=made["sums"],
                 bias=bias,
                 groups=-(-outputs // 8),
                 stride=outputs,

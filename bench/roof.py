@@ -166,17 +166,22 @@ class Reading:
         self._meter.close()
 
 
+def integer_operands(threads: int, rounds: int) -> dict[str, Any]:
+    """Operands of `roof_int4` and `roof_int8`."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, 32 * VECTORS, np.int8)
+    return {"out": np.zeros(8 * threads, np.int32), "w": rng.integers(0, 4, 128, np.uint8), "x": x, "rounds": rounds}
+
+
 def measure(threads: int, repeats: int = 10) -> Roof:
     """The roof of `threads` threads."""
     with Reading(threads) as reading:
         read_gb = reading.gb(repeats)
     meter = Meter(threads)
-    out = np.zeros(8 * threads, np.int32)
-    rng = np.random.default_rng(0)
-    x = rng.integers(-3, 4, 32 * VECTORS, np.int8)
     rounds = 8_000_000 // PER_ROUND * 20  # some 50 ms: the system has to spread the threads over the processors first
-    integers = {"out": out, "w": rng.integers(0, 4, 128, np.uint8), "x": x, "rounds": rounds}
-    floats = {"out": np.zeros(8 * threads, np.float32), "w": np.zeros(32, np.float32), "x": x.astype(np.float32)}
+    integers = integer_operands(threads, rounds)
+    x = integers["x"].astype(np.float32)
+    floats = {"out": np.zeros(8 * threads, np.float32), "w": np.zeros(32, np.float32), "x": x}
     products = threads * rounds * PER_ROUND
     roof = Roof(
         threads,

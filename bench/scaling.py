@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from bench.roof import PER_ROUND, VECTORS, Meter, roof_int4
+from bench.roof import PER_ROUND, Meter, integer_operands, roof_int4
 from engine import LLM, load
 from engine.threads import default_threads
 
@@ -24,13 +24,7 @@ class RoofRun:
 
     def __init__(self, threads: int) -> None:
         self._meter = Meter(threads)
-        rng = np.random.default_rng(0)
-        self._operands = {
-            "out": np.zeros(8 * threads, np.int32),
-            "w": rng.integers(0, 4, 128, np.uint8),
-            "x": rng.integers(-3, 4, 32 * VECTORS, np.int8),
-            "rounds": ROOF_PRODUCTS // PER_ROUND // threads,
-        }
+        self._operands = integer_operands(threads, ROOF_PRODUCTS // PER_ROUND // threads)
 
     def seconds(self) -> float:
         """Of one run."""

@@ -21,7 +21,7 @@ from engine.threads import Team, default_threads
 from kernels.attention import attention_f16, score_floats
 from kernels.gate import silu_gate_quantize
 from kernels.norm import rms_norm_quantize
-from kernels.quantize import SCALES, SUMS
+from kernels.quantize import empty_quantized
 from kernels.registry import Kernel
 from kernels.run import FIRST, POSITION, ROWS, WIDTH, run_block
 from models.steps import Steps
@@ -127,15 +127,6 @@ def step(kernel: Kernel, **operands: Any) -> tuple[Steps, np.ndarray]:
     return steps, steps.table()
 
 
-def quantised(rows: int, width: int) -> dict[str, np.ndarray]:
-    rows = -(-rows // 4) * 4
-    return {
-        "codes": np.zeros(rows * width, np.int8),
-        "scales": np.zeros(rows * width // 32 * SCALES, np.float32),
-        "sums": np.zeros(rows * width // 32 * SUMS, np.int32),
-    }
-
-
 def test_norm(benchmark: BenchmarkFixture, team: Team) -> None:
     rows = int(team.run_block[ROWS])
     benchmark.group = f"between products, {rows} rows"
@@ -143,7 +134,7 @@ def test_norm(benchmark: BenchmarkFixture, team: Team) -> None:
     weight = np.ones(HIDDEN, np.float32)
     keep, table = step(
         rms_norm_quantize, x=x, weight=weight, n=HIDDEN, blocks=HIDDEN // 32, stride=HIDDEN, eps=1e-6, count=ROWS,
-        **quantised(rows, HIDDEN),
+        **empty_quantized(rows, HIDDEN // 32),
     )  # fmt: skip
     measure(benchmark, lambda: team.run(table), 5 * x.size, x.size)
     del keep
@@ -154,7 +145,7 @@ def test_gate(benchmark: BenchmarkFixture, team: Team) -> None:
     benchmark.group = f"between products, {rows} rows"
     gate, up = np.random.default_rng(0).standard_normal((2, rows, FF), np.float32)
     keep, table = step(
-        silu_gate_quantize, gate=gate, up=up, blocks=FF // 32, stride=FF, count=ROWS, **quantised(rows, FF)
+        silu_gate_quantize, gate=gate, up=up, blocks=FF // 32, stride=FF, count=ROWS, **empty_quantized(rows, FF // 32)
     )
     measure(benchmark, lambda: team.run(table), 9 * gate.size, gate.size)
     del keep

@@ -110,7 +110,6 @@ def add_values(sums: Any, v0: F32x8, v1: F32x8, x: F32, i: Int, row: Int) -> Any
 class Heads:
     """So many heads at a time, with two blocks of scores or two elements of the output: what differs, by name."""
 
-    count: int
     no_sums: Subroutine
     add_scores: Subroutine
     add_values: Subroutine
@@ -119,7 +118,7 @@ class Heads:
     put: Subroutine
 
 
-QUAD = Heads(4, no_sums, add_scores, add_values, scaled, take, put)
+QUAD = Heads(no_sums, add_scores, add_values, scaled, take, put)
 
 
 def _octet() -> Heads:
@@ -157,7 +156,7 @@ def _octet() -> Heads:
         put(x, i0, i1, apart, sums[0])
         put(x, i0 + 4 * apart, i1 + 4 * apart, apart, sums[1])
 
-    return Heads(8, no_sums8, add_scores8, add_values8, scaled8, take8, put8)
+    return Heads(no_sums8, add_scores8, add_values8, scaled8, take8, put8)
 
 
 OCTET = _octet()

@@ -23,7 +23,7 @@ from kernels.codes import byte, code6, products6, put_code6, put_half
 from kernels.dot import centred
 from kernels.lanes import Subroutine
 from kernels.matmul_blocks import Activations, Packed, block_format
-from kernels.quantize import SCALES, SUMS
+from kernels.quantize import SUMS
 from kernels.registry import subroutine, typed
 from kernels.rows import Rows
 from kernels.simd import (
@@ -32,14 +32,12 @@ from kernels.simd import (
     fma,
     load_f16x8,
     load_u8x8,
-    mul_f32,
     mul_i32,
     splat_i32,
-    spread_f32,
     sub_i32,
-    to_f32,
     widen_f16,
 )
+from kernels.terms import add_scaled
 from kernels.terms import halves as read_halves
 from kernels.types import F16, F32, I32, U8, F32x8, F32xN, Float, I32x8, I32xN, Int
 
@@ -80,7 +78,7 @@ def last_half(acc: I32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32
 @subroutine
 def term(acc: F32xN, s: I32xN, weights: Weights, x_scales: F32, x_sums: I32, at: Int) -> F32xN:
     """acc plus one block's term."""
-    return fma(to_f32(s), mul_f32(weights[2], spread_f32(x_scales[SCALES * at], acc)), acc)
+    return add_scaled(acc, s, weights[2], x_scales, at)
 
 
 def block(rows: Rows) -> Subroutine:

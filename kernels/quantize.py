@@ -125,6 +125,17 @@ def quantize_exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.reshape(x.shape), scale
 
 
+def quantized_shapes(rows: int, blocks: int) -> dict[str, tuple[str, int]]:
+    """dtype and length of the arrays that `rows` quantised rows of `blocks` blocks take: codes, scales, sums."""
+    count = tiled_rows(rows) * blocks
+    return {"codes": ("int8", BLOCK * count), "scales": ("float32", SCALES * count), "sums": ("int32", SUMS * count)}
+
+
+def empty_quantized(rows: int, blocks: int) -> dict[str, np.ndarray]:
+    """These arrays, zeros."""
+    return {name: np.zeros(length, dtype) for name, (dtype, length) in quantized_shapes(rows, blocks).items()}
+
+
 def untile(values: np.ndarray, rows: int, blocks: int) -> np.ndarray:
     """Undo the tiling: values of shape (slots, ...) in tiled order -> (rows, blocks, ...)."""
     order = [[tiled_block(row, block, blocks, rows) for block in range(blocks)] for row in range(rows)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.attention import score_floats
-from kernels.quantize import BLOCK, SCALES, SUMS, tiled_rows
+from kernels.quantize import BLOCK, quantized_shapes
 from models.config import ModelConfig, expected_tensors
 from models.formats import FORMS
 from models.memory import Arena, aligned
@@ -87,12 +87,9 @@ def scratch_shapes(config: ModelConfig, limits: Limits) -> Shapes:
     }.items():
         shapes[name] = ("float32", (limits.rows, padded(width)))
     shapes["logits"] = ("float32", (limits.logit_rows, padded(config.vocab_size)))
-    rows = tiled_rows(limits.rows)
     for name, width in {"h": hidden, "a": query, "gate": ff}.items():
-        blocks = padded(width) // BLOCK
-        shapes[f"{name}_codes"] = ("int8", (rows * blocks * BLOCK,))
-        shapes[f"{name}_scales"] = ("float32", (rows * blocks * SCALES,))
-        shapes[f"{name}_sums"] = ("int32", (rows * blocks * SUMS,))
+        for part, (dtype, length) in quantized_shapes(limits.rows, padded(width) // BLOCK).items():
+            shapes[f"{name}_{part}"] = (dtype, (length,))
     widest = max(padded(config.vocab_size), padded(query), padded(hidden), padded(ff))
     shapes["no_bias"] = ("float32", (widest,))
     scores = score_floats(config.heads, config.kv_heads, config.head_size, limits.blocks)

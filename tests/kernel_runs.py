@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kernels.compiler import call
-from kernels.quantize import SCALES, SUMS, tiled_rows, untile
+from kernels.quantize import SCALES, SUMS, untile
 from kernels.registry import Kernel
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, SLOT, TOKEN, WIDTH, run_block
 
@@ -64,16 +64,6 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray, what: str = "") ->
         same = found == expected
     where = np.flatnonzero(~same)
     assert same.all(), f"{what}: {len(where)} differ, first {where[:5]}: {found[~same][:5]}, {expected[~same][:5]}"
-
-
-def quantized(rows: int, blocks: int) -> dict[str, np.ndarray]:
-    """Operands for quantised activations: zeros, as many as their tiles take."""
-    slots = tiled_rows(rows) * blocks
-    return {
-        "codes": np.zeros(32 * slots, np.int8),
-        "scales": np.zeros(SCALES * slots, np.float32),
-        "sums": np.zeros(SUMS * slots, np.int32),
-    }
 
 
 def assert_quantized(

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from kernel_runs import assert_quantized, assert_same_bits, quantized, rows_block, run_both
+from kernel_runs import assert_quantized, assert_same_bits, rows_block, run_both
 
 from kernels.gate import silu_gate, silu_gate_exact, silu_gate_quantize, silu_gate_quantize_exact, silu_gate_truth
+from kernels.quantize import empty_quantized
 from kernels.run import ROWS
 
 SHAPES = [(1, 32, 32), (1, 160, 192), (3, 96, 128), (6, 64, 96)]
@@ -34,7 +35,7 @@ def test_silu_gate_quantize(rows: int, width: int, stride: int) -> None:
         silu_gate_quantize,
         rows_block(rows),
         ("codes", "scales", "sums", "gate"),
-        **quantized(rows, blocks),
+        **empty_quantized(rows, blocks),
         gate=gate.ravel(),
         up=up.ravel(),
         blocks=blocks,

@@ -24,7 +24,7 @@ from kernels import (
 )
 from kernels.compiler import call
 from kernels.matmul_blocks import Format
-from kernels.quantize import SCALES, SUMS, quantize, quantize_exact, tiled_rows
+from kernels.quantize import empty_quantized, quantize, quantize_exact
 from kernels.run import FIRST, LOGIT_ROWS, ROWS, TOKEN, WIDTH, run_block
 
 MODULES: dict[str, ModuleType] = {
@@ -98,9 +98,7 @@ def twin(kernel, run=None, rank=0, size=1, **operands) -> None:
 
 def quantised(x: np.ndarray) -> dict[str, np.ndarray]:
     rows, columns = x.shape
-    blocks = tiled_rows(rows) * columns // 32
-    names = {"codes": np.zeros(32 * blocks, np.int8), "scales": np.zeros(SCALES * blocks, np.float32)}
-    names["sums"] = np.zeros(SUMS * blocks, np.int32)
+    names = empty_quantized(rows, columns // 32)
     call(quantize, run_of(rows), **names, x=x.reshape(-1), blocks=columns // 32, stride=columns, count=ROWS)
     return {"x": names["codes"], "x_scales": names["scales"], "x_sums": names["sums"]}
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from kernel_runs import assert_quantized, assert_same_bits, quantized, rows_block, run_both
+from kernel_runs import assert_quantized, assert_same_bits, rows_block, run_both
 
 from kernels.norm import rms_norm, rms_norm_exact, rms_norm_quantize, rms_norm_quantize_exact, rms_norm_truth
+from kernels.quantize import empty_quantized
 from kernels.run import LOGIT_ROWS, ROWS
 
 EPS = 1e-5
@@ -39,7 +40,7 @@ def test_rms_norm_quantize(rows: int, n: int, stride: int) -> None:
         rms_norm_quantize,
         rows_block(rows),
         ("codes", "scales", "sums"),
-        **quantized(rows, blocks),
+        **empty_quantized(rows, blocks),
         x=x.ravel(),
         weight=weight,
         n=n,
