@@ -1,4 +1,4 @@
-"""What pytest-benchmark's files say of a machine: beside the processor, the versions of what compiles and of what is compared."""
+"""What pytest-benchmark's files say of a machine: its processor, and the versions of what compiles the kernels."""
 
 from importlib.metadata import version
 from typing import Any
