@@ -12,6 +12,8 @@ from typing import Any
 
 US, PEER = "intengine", "llama.cpp"
 COLOURS = {"prompt 256": "#4878a8", "prompt 512": "#88aed0", "decode": "#d08040"}
+LABEL = 0.43
+"""The part of the width that a label needs."""
 
 
 def draw(found: dict[str, Any], to: Path) -> None:
@@ -32,7 +34,7 @@ def draw(found: dict[str, Any], to: Path) -> None:
             axes.plot([ratios[0], ratios[-1]], [y, y], color="black", linewidth=1)
             label = f"{work}: {median(us):,.0f} tokens/s, {PEER} {median(peer):,.0f}"
             axes.text(ratios[-1] + 0.06, y, label, va="center", size=8)
-            right = max(right, ratios[-1] + 5.0)  # room for the label
+            right = max(right, ratios[-1] / (1 - LABEL))
         places.append(n * 4 + 1)
         names.append(file["file"].removesuffix(".gguf"))
     axes.axvline(1, color="black", linewidth=1, linestyle=":")
