@@ -115,6 +115,7 @@ class Windows:
         rng = np.random.default_rng([self._seed, self._round])
         order = rng.permutation(np.repeat(np.arange(len(self._ids)), self._copies))
         stream = np.concatenate([self._ids[i] for i in order])
+        tokens = len(stream)
         if self._beginnings:
             starts = np.cumsum([0, *(len(self._ids[i]) for i in order[:-1])])
             starts = starts[starts + self._length < len(stream)]
@@ -122,7 +123,7 @@ class Windows:
             stream = stream[int(rng.integers(self._length)) :]
             starts = rng.permutation((len(stream) - 1) // self._length) * self._length
         if not len(starts):
-            raise ValueError(f"the stories of one round have {len(stream)} tokens; windows of {self._length} need more")
+            raise ValueError(f"the stories of one round have {tokens} tokens; windows of {self._length} need more")
         self._windows = stream[starts[:, None] + np.arange(self._length + 1)]
         self._first, self._end = self._end, self._end + len(starts)
 
