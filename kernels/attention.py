@@ -10,10 +10,10 @@ Orders of summation, none of which depends on the split of work, the length of t
 Cache: keys and values (G, blocks of 8 positions, D, 8), see `kernels/rope.py`. In the last block, positions beyond the row's
 own get weight 0 and value 0, whatever memory holds there.
 
-Four query heads are computed at a time by the loops of `kernels/attention_tiles.py`, eight where there are registers for
-them; two, where no more are left. An odd last head is computed twice. Tiles of TILE blocks stay in the first cache while all
-heads that a worker has pass over them. The work, (key/value head, row, pair of heads), is cut into shares of equal cost, a
-row costing its blocks plus OVERHEAD.
+Four query heads are computed at a time by the loops of `kernels/attention_tiles.py`; two, where no more are left; eight
+where vectors hold 64 bytes (`kernels/attention_wide.py`). An odd last head is computed twice. Tiles of TILE blocks stay in
+the first cache while all heads that a worker has pass over them. The work, (key/value head, row, pair of heads), is cut into
+shares of equal cost, a row costing its blocks plus OVERHEAD.
 
 Scratch of one worker, `score_floats` long, for the P = 2 * pairs heads of a group:
 
@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention_tiles import OCTET, QUAD, TILE, ZERO, least, pair_tiles, retyped, tiles
+from kernels.attention_tiles import TILE, ZERO, least, pair_tiles, quad_tiles, retyped
+from kernels.attention_wide import WIDE_TILE, octet_tiles
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -92,7 +93,8 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
 
 def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
     score_pair, mix_pair, mix_last = pair_tiles(load, prefetch, Cache)
-    (score_quad, mix_quad), (score_octet, mix_octet) = (tiles(heads, load, prefetch, Cache) for heads in (QUAD, OCTET))
+    score_quad, mix_quad = quad_tiles(load, prefetch, Cache)
+    score_octet, mix_octet = octet_tiles(load, prefetch, Cache)
 
     def attend(
         out: F32,
@@ -119,7 +121,7 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
         last = blocks - 1
         region = totals + 8 * 2 * ((group + 1) // 2)
         heads, width, odd = 2 * (end - first), 8 * head_size, (end - first) % 2
-        eights = heads // 8 * 8 if wide() > 0 else 0
+        eights = heads // 8 * 8 if wide() > 0 and head_size % 4 == 0 else 0
         for tile in range(0, blocks, TILE):
             stop = least(tile + TILE, blocks)
             for h in range(0, eights, 8):
@@ -144,13 +146,15 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                     prefetch(values, start + step * n + 32 * line)
             softmax_weights(scratch, region + row * h, length, scratch, totals + 8 * h)
         clear(scratch, sums, sums + heads * width)
-        for tile in range(0, last, TILE):
-            count = least(TILE, last - tile)
+        for tile in range(0, blocks, WIDE_TILE):
             v = start + step * tile
             for h in range(0, eights, 8):
                 a, sum_a = region + row * h + 8 * tile, sums + width * h
-                for d in range(0, head_size, 2):
-                    mix_octet(scratch, a, row, sum_a, width, values, v, step, d, head_size, count)
+                for d in range(0, head_size, 4):
+                    mix_octet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
+        for tile in range(0, last, TILE):
+            count = least(TILE, last - tile)
+            v = start + step * tile
             for h in range(eights, heads - 2, 4):
                 a, sum_a = region + row * h + 8 * tile, sums + width * h
                 for d in range(0, head_size, 2):
@@ -161,9 +165,9 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                     mix_pair(scratch, a, a + row, sum_a, sum_a + width, values, v, step, d, head_size, count)
         for h in range(own):
             sum_a = sums + width * h
-            mix_last(
-                scratch, region + row * h + 8 * last, sum_a, values, start + step * last, head_size, 8 * last, length
-            )
+            if h >= eights:
+                a, v = region + row * h + 8 * last, start + step * last
+                mix_last(scratch, a, sum_a, values, v, head_size, 8 * last, length)
             total = sum_f32(load_f32x8(scratch, totals + 8 * h))
             finish_head(out, o + (2 * first + h) * head_size, scratch, sum_a, head_size, total)
 

@@ -1,8 +1,7 @@
-"""The inner loops of attention: query heads against a tile of the cache, two, four or eight heads at a time.
+"""The inner loops of attention: query heads against a tile of the cache, two or four heads at a time.
 
 Eight running sums hide the latency of fma: two heads with four blocks of scores or four elements of the output, or four
-heads with two, where each half float that is loaded, and widened, is used four times. Where there are 32 registers, eight
-heads with two: sixteen sums, which don't wait for each other when a value is late.
+heads with two, where each half float that is loaded, and widened, is used four times. `kernels/attention_wide.py` has eight.
 
 A tile is TILE blocks. Values are read an element at a time, a block apart, which no processor foresees. So each step of a
 loop asks for its share of what comes next, evenly and in the order of memory: keys AHEAD blocks further on, and the next
@@ -10,7 +9,6 @@ tile's values.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,63 +104,7 @@ def add_values(sums: Any, v0: F32x8, v1: F32x8, x: F32, i: Int, row: Int) -> Any
     return grow(sums, v0, v1, w[0], w[1], w[2], w[3])
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """So many heads at a time, with two blocks of scores or two elements of the output: what differs, by name."""
-
-    no_sums: Subroutine
-    add_scores: Subroutine
-    add_values: Subroutine
-    scaled: Subroutine
-    take: Subroutine
-    put: Subroutine
-
-
-QUAD = Heads(no_sums, add_scores, add_values, scaled, take, put)
-
-
-def _octet() -> Heads:
-    Both = several(2, Sums)
-
-    @subroutine
-    @typed(result=Both)
-    def no_sums8() -> Any:
-        return no_sums(), no_sums()
-
-    @subroutine
-    @typed(sums=Both, result=Both)
-    def add_scores8(sums: Any, k0: F32x8, k1: F32x8, q: F32, i: Int, head_size: Int, last: Int) -> Any:
-        first = add_scores(sums[0], k0, k1, q, i, head_size, i + 3 * head_size)
-        return first, add_scores(sums[1], k0, k1, q, i + 4 * head_size, head_size, last)
-
-    @subroutine
-    @typed(sums=Both, result=Both)
-    def add_values8(sums: Any, v0: F32x8, v1: F32x8, x: F32, i: Int, row: Int) -> Any:
-        return add_values(sums[0], v0, v1, x, i, row), add_values(sums[1], v0, v1, x, i + 4 * row, row)
-
-    @subroutine
-    @typed(sums=Both, result=Both)
-    def scaled8(sums: Any, factor: F32x8) -> Any:
-        return scaled(sums[0], factor), scaled(sums[1], factor)
-
-    @subroutine
-    @typed(result=Both)
-    def take8(x: F32, i0: Int, i1: Int, apart: Int) -> Any:
-        return take(x, i0, i1, apart), take(x, i0 + 4 * apart, i1 + 4 * apart, apart)
-
-    @subroutine
-    @typed(sums=Both)
-    def put8(x: F32, i0: Int, i1: Int, apart: Int, sums: Any) -> None:
-        put(x, i0, i1, apart, sums[0])
-        put(x, i0 + 4 * apart, i1 + 4 * apart, apart, sums[1])
-
-    return Heads(no_sums8, add_scores8, add_values8, scaled8, take8, put8)
-
-
-OCTET = _octet()
-
-
-def retyped(body: Callable[..., None], Cache: Any, *names: str) -> Callable[..., None]:
+def retyped(body: Callable[..., Any], Cache: Any, *names: str) -> Callable[..., Any]:
     """Say which type the cache has: one source serves both."""
     body.__annotations__.update(dict.fromkeys(names, Cache))
     return body
@@ -258,12 +200,10 @@ def pair_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subr
     return score_pair, mix_pair, mix_last
 
 
-def tiles(heads: Heads, load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
-    """score and mix of four or eight heads."""
-    zero, add_scores, add_values = heads.no_sums, heads.add_scores, heads.add_values
-    scaled, take, put = heads.scaled, heads.take, heads.put
+def quad_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
+    """score and mix of four heads."""
 
-    def score(
+    def score_quad(
         scores: F32,
         a: Int,
         row: Int,
@@ -278,17 +218,17 @@ def tiles(heads: Heads, load: Subroutine, prefetch: Subroutine, Cache: Any) -> t
         last: Int,
         scale: Float,
     ) -> None:
-        """Scores of the heads at q[first], those after it, and q[final], with two blocks from `block`, or `last` twice."""
+        """Scores of the heads at q[first], the two after it, and q[final], with two blocks from `block`, or `last` twice."""
         b1 = least(block + 1, last)
         i0, i1 = k + step * block, k + step * b1
-        s = zero()
+        s = no_sums()
         for d in range(head_size):
             prefetch(keys, i0 + AHEAD * step + 16 * d)
             k0, k1 = load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)
             s = add_scores(s, k0, k1, q, first + d, head_size, final + d)
         put(scores, a + 8 * block, a + 8 * b1, row, scaled(s, splat_f32(scale)))
 
-    def mix(
+    def mix_quad(
         scratch: F32,
         a: Int,
         row: Int,
@@ -311,4 +251,4 @@ def tiles(heads: Heads, load: Subroutine, prefetch: Subroutine, Cache: Any) -> t
             s = add_values(s, v0, v1, scratch, a + 8 * n, row)
         put(scratch, sums + d0, sums + d1, width, s)
 
-    return subroutine(retyped(score, Cache, "keys")), subroutine(retyped(mix, Cache, "values"))
+    return subroutine(retyped(score_quad, Cache, "keys")), subroutine(retyped(mix_quad, Cache, "values"))

@@ -117,7 +117,7 @@ def _install(function: Callable[..., Any], is_operation: bool) -> None:
 
     def subroutine(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         if function in registry.wide_subroutines and not _session.wide:
-            return context.get_dummy_value()  # it is behind a condition that is never true
+            return context.get_constant_undef(sig.return_type)  # it is behind a condition that is never true
         args, result, form = sig.args, sig.return_type, (function, sig.args)
         if form not in _session.subroutines:
             _session.subroutines[form] = _lower(function, args, result)

@@ -9,11 +9,23 @@ exp: `kernels/exp.py`.
 import numpy as np
 
 from kernels.exp import exp, exp_exact
-from kernels.registry import subroutine
+from kernels.registry import subroutine, wide_subroutine
 from kernels.simd import add_f32, keep_below, load_f32x8, max_f32, max_lane, splat_f32, store_f32x8, sub_f32
-from kernels.types import F32, Int
+from kernels.types import F32, F32x8, Int
+from kernels.wide import high_half, join_f32, load_f32x16, low_half, store_f32x16, wide
 
 ZERO, MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
+
+
+@wide_subroutine
+def weights_wide(x: F32, start: Int, end: Int, largest: F32x8) -> F32x8:
+    """Turn x[start:end], a multiple of 16 numbers, into weights, and return their sum in 8 lanes."""
+    total = splat_f32(ZERO)
+    for i in range(start, end, 16):
+        w = exp(sub_f32(load_f32x16(x, i), join_f32(largest, largest)))
+        store_f32x16(x, i, w)
+        total = add_f32(add_f32(total, low_half(w)), high_half(w))
+    return total
 
 
 @subroutine
@@ -31,7 +43,11 @@ def softmax_weights(x: F32, at: Int, length: Int, totals: F32, to: Int) -> None:
         largest = max_f32(largest, load_f32x8(x, i))
     largest = splat_f32(max_lane(largest))
     total = splat_f32(ZERO)
-    for i in range(at, end, 8):
+    begin = at
+    if wide() > 0:
+        begin = at + (end - at) // 16 * 16
+        total = weights_wide(x, at, begin, largest)
+    for i in range(begin, end, 8):
         w = exp(sub_f32(load_f32x8(x, i), largest))
         store_f32x8(x, i, w)
         total = add_f32(total, w)

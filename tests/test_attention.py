@@ -57,8 +57,10 @@ CASES = [  # kernel, H, G, D, positions, slots of the rows
     (attention_f16, 6, 1, 3, [139], [0]),  # four heads and two, elements left over, more than one tile
     (attention_f32, 4, 4, 5, [0, 17, 31], [1, 0, 2]),
     (attention_f32, 3, 1, 16, [138], [0]),
-    (attention_f16, 14, 2, 5, [137, 9], [0, 1]),  # eight heads, the last computed twice
-    (attention_f32, 11, 1, 6, [150], [2]),  # eight and four, one of them twice
+    (attention_f16, 14, 2, 5, [137, 9], [0, 1]),  # eight heads, the last computed twice; elements left over
+    (attention_f16, 14, 2, 8, [137, 9], [0, 1]),  # the same in vectors of 64 bytes
+    (attention_f32, 11, 1, 8, [150], [2]),  # eight and four, one of them twice
+    (attention_f16, 8, 1, 4, [511, 512, 519, 520], [0, 0, 0, 0]),  # where the second tile of 64 blocks begins
 ]
 
 
@@ -74,9 +76,10 @@ def test_kernels(kernel: Kernel, H: int, G: int, D: int, positions: list[int], r
         assert_same_bits(out[t], attention_exact(q[t], *past, values["scale"]))
 
 
-def test_what_lies_beyond_the_own_position_does_not_count() -> None:
+@pytest.mark.parametrize("heads", [2, 8])
+def test_what_lies_beyond_the_own_position_does_not_count(heads: int) -> None:
     rng = np.random.default_rng(5)
-    values, _, keys, cache_values = arguments(attention_f16, rng, 1, 2, 1, 8, 3, [0])
+    values, _, keys, cache_values = arguments(attention_f16, rng, 1, heads, 1, 8, 3, [0])
     clean = run(attention_f16, values, [10], [0])
     for cache in (keys, cache_values):
         cache[0, :, 1, :, 3:], cache[0, :, 2] = np.nan, np.inf

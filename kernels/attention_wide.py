@@ -1,0 +1,162 @@
+"""The inner loops of attention where vectors hold 64 bytes: eight query heads at a time against a tile of the cache.
+
+A vector holds the scores of two blocks, or two elements of the output for the eight positions of a block:
+
+    score    8 sums      head h:  q[h, d] k[block, d] | q[h, d] k[block + 1, d]                     over d
+    mix      16 sums     head h:  w[h, block] v[block, d] | w[h, block] v[block, d + 1]             over blocks, d and d + 2
+
+Four elements of a block are one line of memory, read once for all heads. A tile of the mix is WIDE_TILE blocks: as many as
+leave the heads' weights, which are read again for each four elements, in the first cache.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from kernels.attention_tiles import AHEAD, ZERO, least, retyped
+from kernels.lanes import Subroutine
+from kernels.registry import typed, wide_subroutine
+from kernels.rows import several
+from kernels.simd import fma, keep_below, load_f32x8, mul_f32, splat_f32, spread_f32, store_f32x8
+from kernels.types import F32, F32x16, Float, Int
+from kernels.wide import high_half, join_f32, load_f32x16, low_half, store_f32x16
+
+WIDE_TILE = 64
+Eight = several(8, F32x16)  # one vector for each head
+
+
+@wide_subroutine
+def add_query(sum_: F32x16, k: F32x16, q: F32, i: Int) -> F32x16:
+    """sum + q[i] k."""
+    return fma(spread_f32(q[i], k), k, sum_)
+
+
+@wide_subroutine
+def put_scores(x: F32, i: Int, j: Int, sum_: F32x16, scale: Float) -> None:
+    """The lower half of sum * scale to x[i], the upper half to x[j]."""
+    v = mul_f32(sum_, spread_f32(scale, sum_))
+    store_f32x8(x, i, low_half(v))
+    store_f32x8(x, j, high_half(v))
+
+
+@wide_subroutine
+@typed(result=Eight)
+def take(x: F32, i: Int, apart: Int) -> Any:
+    """Vectors at x[i], `apart` from each other."""
+    a, b, c = load_f32x16(x, i), load_f32x16(x, i + apart), load_f32x16(x, i + 2 * apart)
+    d, e, f = load_f32x16(x, i + 3 * apart), load_f32x16(x, i + 4 * apart), load_f32x16(x, i + 5 * apart)
+    return a, b, c, d, e, f, load_f32x16(x, i + 6 * apart), load_f32x16(x, i + 7 * apart)
+
+
+@wide_subroutine
+@typed(sums=Eight)
+def put(x: F32, i: Int, apart: Int, sums: Any) -> None:
+    """Store what `take` takes."""
+    store_f32x16(x, i, sums[0])
+    store_f32x16(x, i + apart, sums[1])
+    store_f32x16(x, i + 2 * apart, sums[2])
+    store_f32x16(x, i + 3 * apart, sums[3])
+    store_f32x16(x, i + 4 * apart, sums[4])
+    store_f32x16(x, i + 5 * apart, sums[5])
+    store_f32x16(x, i + 6 * apart, sums[6])
+    store_f32x16(x, i + 7 * apart, sums[7])
+
+
+@wide_subroutine
+@typed(s=Eight, result=Eight)
+def add_values(s: Any, v: F32x16, x: F32, i: Int, row: Int) -> Any:
+    """Add v, times each head's weights, to its sum: weights at x[i], the next head's `row` further on."""
+    a, b, c, d = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row), load_f32x8(x, i + 3 * row)
+    s0, s1 = fma(join_f32(a, a), v, s[0]), fma(join_f32(b, b), v, s[1])
+    s2, s3 = fma(join_f32(c, c), v, s[2]), fma(join_f32(d, d), v, s[3])
+    i += 4 * row
+    a, b, c, d = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row), load_f32x8(x, i + 3 * row)
+    s4, s5 = fma(join_f32(a, a), v, s[4]), fma(join_f32(b, b), v, s[5])
+    s6, s7 = fma(join_f32(c, c), v, s[6]), fma(join_f32(d, d), v, s[7])
+    return s0, s1, s2, s3, s4, s5, s6, s7
+
+
+def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
+    """score and mix of eight heads; the cache is read by `load` and `prefetch`. Heads hold a multiple of four elements."""
+
+    def score_octet(
+        scores: F32,
+        a: Int,
+        row: Int,
+        q: F32,
+        first: Int,
+        final: Int,
+        keys: Any,
+        k: Int,
+        step: Int,
+        head_size: Int,
+        block: Int,
+        last: Int,
+        scale: Float,
+    ) -> None:
+        """Scores of the heads at q[first], the six after it, and q[final], with two blocks from `block`, or `last` twice."""
+        b1 = least(block + 1, last)
+        i0, i1 = k + step * block, k + step * b1
+        zero = join_f32(splat_f32(ZERO), splat_f32(ZERO))
+        s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
+        for d in range(head_size):
+            prefetch(keys, i0 + AHEAD * step + 16 * d)
+            v, i = join_f32(load(keys, i0 + 8 * d), load(keys, i1 + 8 * d)), first + d
+            s0, s1 = add_query(s0, v, q, i), add_query(s1, v, q, i + head_size)
+            s2, s3 = add_query(s2, v, q, i + 2 * head_size), add_query(s3, v, q, i + 3 * head_size)
+            s4, s5 = add_query(s4, v, q, i + 4 * head_size), add_query(s5, v, q, i + 5 * head_size)
+            s6, s7 = add_query(s6, v, q, i + 6 * head_size), add_query(s7, v, q, final + d)
+        i0, i1 = a + 8 * block, a + 8 * b1
+        put_scores(scores, i0, i1, s0, scale)
+        put_scores(scores, i0 + row, i1 + row, s1, scale)
+        put_scores(scores, i0 + 2 * row, i1 + 2 * row, s2, scale)
+        put_scores(scores, i0 + 3 * row, i1 + 3 * row, s3, scale)
+        put_scores(scores, i0 + 4 * row, i1 + 4 * row, s4, scale)
+        put_scores(scores, i0 + 5 * row, i1 + 5 * row, s5, scale)
+        put_scores(scores, i0 + 6 * row, i1 + 6 * row, s6, scale)
+        put_scores(scores, i0 + 7 * row, i1 + 7 * row, s7, scale)
+
+    def two(values: Any, i: Int) -> F32x16:
+        return join_f32(load(values, i), load(values, i + 8))
+
+    def two_below(values: Any, i: Int, start: Int, length: Int) -> F32x16:
+        """The same, 0 for the positions from `start` that are not below `length`."""
+        a, b, zero = load(values, i), load(values, i + 8), splat_f32(ZERO)
+        a = keep_below(a, np.int32(start), np.int32(length), zero)
+        return join_f32(a, keep_below(b, np.int32(start), np.int32(length), zero))
+
+    wide_subroutine(retyped(two, Cache, "values"))
+    wide_subroutine(retyped(two_below, Cache, "values"))
+
+    def mix_octet(
+        scratch: F32,
+        a: Int,
+        row: Int,
+        sums: Int,
+        width: Int,
+        values: Any,
+        v: Int,
+        step: Int,
+        d: Int,
+        tile: Int,
+        length: Int,
+    ) -> None:
+        """Add a tile, weighted by scratch[a:] and what lies `row` apart, to the sums of elements d..d+3, `width` apart.
+
+        It begins with block `tile`, at values[v]. In the last block, that of position length - 1, later ones don't count.
+        """
+        at, last = sums + 8 * d, (length - 1) // 8
+        s, t = take(scratch, at, width), take(scratch, at + 16, width)
+        for n in range(least(WIDE_TILE, last - tile)):
+            i = v + step * n + 8 * d
+            prefetch(values, v + WIDE_TILE * step + 8 * WIDE_TILE * d + 32 * n)
+            s = add_values(s, two(values, i), scratch, a + 8 * n, row)
+            t = add_values(t, two(values, i + 16), scratch, a + 8 * n, row)
+        if last < tile + WIDE_TILE:
+            i, n = v + step * (last - tile) + 8 * d, a + 8 * (last - tile)
+            s = add_values(s, two_below(values, i, 8 * last, length), scratch, n, row)
+            t = add_values(t, two_below(values, i + 16, 8 * last, length), scratch, n, row)
+        put(scratch, at, width, s)
+        put(scratch, at + 16, width, t)
+
+    return wide_subroutine(retyped(score_octet, Cache, "keys")), wide_subroutine(retyped(mix_octet, Cache, "values"))
