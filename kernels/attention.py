@@ -94,7 +94,8 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
 def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
     score_pair, mix_pair, mix_last = pair_tiles(load, prefetch, Cache)
     score_quad, mix_quad = quad_tiles(load, prefetch, Cache)
-    score_octet, mix_octet = octet_tiles(load, prefetch, Cache)
+    score_octet, mix_octet = octet_tiles(load, prefetch, Cache, 8)
+    score_septet, mix_septet = octet_tiles(load, prefetch, Cache, 7)
 
     def attend(
         out: F32,
@@ -121,6 +122,7 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
         last = blocks - 1
         region = totals + 8 * 2 * ((group + 1) // 2)
         heads, width, odd = 2 * (end - first), 8 * head_size, (end - first) % 2
+        own = least(heads, group - 2 * first)  # not the one computed twice
         eights = heads // 8 * 8 if wide() > 0 and head_size % 4 == 0 else 0
         for tile in range(0, blocks, TILE):
             stop = least(tile + TILE, blocks)
@@ -128,7 +130,10 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                 a, head = region + row * h, 2 * first + h
                 qa, qh = i + head * head_size, i + least(head + 7, group - 1) * head_size
                 for block in range(tile, stop, 2):
-                    score_octet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
+                    if own - h == 7:
+                        score_septet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
+                    else:
+                        score_octet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
             for h in range(eights, heads - 2, 4):
                 a, head = region + row * h, 2 * first + h
                 qa, qd = i + head * head_size, i + least(head + 3, group - 1) * head_size
@@ -139,7 +144,6 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                 qa, qb = i + (2 * end - 2) * head_size, i + least(2 * end - 1, group - 1) * head_size
                 for block in range(tile, stop, 4):
                     score_pair(scratch, a, a + row, q, qa, qb, keys, start, step, head_size, block, last, scale)
-        own = least(heads, group - 2 * first)  # not the one computed twice
         for h in range(own):
             for n in range(h, least(TILE, blocks), own):  # the first tile of values, meanwhile
                 for line in range(head_size // 4):
@@ -151,7 +155,10 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
             for h in range(0, eights, 8):
                 a, sum_a = region + row * h + 8 * tile, sums + width * h
                 for d in range(0, head_size, 4):
-                    mix_octet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
+                    if own - h == 7:
+                        mix_septet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
+                    else:
+                        mix_octet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
         for tile in range(0, last, TILE):
             count = least(TILE, last - tile)
             v = start + step * tile

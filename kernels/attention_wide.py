@@ -1,4 +1,4 @@
-"""The inner loops of attention where vectors hold 64 bytes: eight query heads at a time against a tile of the cache.
+"""The inner loops of attention where vectors hold 64 bytes: eight query heads, or seven, against a tile of the cache.
 
 A vector holds the scores of two blocks, or two elements of the output for the eight positions of a block:
 
@@ -41,16 +41,17 @@ def put_scores(x: F32, i: Int, j: Int, sum_: F32x16, scale: Float) -> None:
 
 @wide_subroutine
 @typed(result=Eight)
-def take(x: F32, i: Int, apart: Int) -> Any:
-    """Vectors at x[i], `apart` from each other."""
+def take(x: F32, i: Int, apart: Int, heads: Int) -> Any:
+    """Vectors at x[i], `apart` from each other, one for each of 7 or 8 heads."""
     a, b, c = load_f32x16(x, i), load_f32x16(x, i + apart), load_f32x16(x, i + 2 * apart)
     d, e, f = load_f32x16(x, i + 3 * apart), load_f32x16(x, i + 4 * apart), load_f32x16(x, i + 5 * apart)
-    return a, b, c, d, e, f, load_f32x16(x, i + 6 * apart), load_f32x16(x, i + 7 * apart)
+    g = load_f32x16(x, i + 6 * apart)
+    return a, b, c, d, e, f, g, g if heads == 7 else load_f32x16(x, i + 7 * apart)
 
 
 @wide_subroutine
 @typed(sums=Eight)
-def put(x: F32, i: Int, apart: Int, sums: Any) -> None:
+def put(x: F32, i: Int, apart: Int, heads: Int, sums: Any) -> None:
     """Store what `take` takes."""
     store_f32x16(x, i, sums[0])
     store_f32x16(x, i + apart, sums[1])
@@ -59,25 +60,28 @@ def put(x: F32, i: Int, apart: Int, sums: Any) -> None:
     store_f32x16(x, i + 4 * apart, sums[4])
     store_f32x16(x, i + 5 * apart, sums[5])
     store_f32x16(x, i + 6 * apart, sums[6])
-    store_f32x16(x, i + 7 * apart, sums[7])
+    if heads == 8:
+        store_f32x16(x, i + 7 * apart, sums[7])
 
 
 @wide_subroutine
 @typed(s=Eight, result=Eight)
-def add_values(s: Any, v: F32x16, x: F32, i: Int, row: Int) -> Any:
+def add_values(s: Any, v: F32x16, x: F32, i: Int, row: Int, heads: Int) -> Any:
     """Add v, times each head's weights, to its sum: weights at x[i], the next head's `row` further on."""
     a, b, c, d = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row), load_f32x8(x, i + 3 * row)
     s0, s1 = fma(join_f32(a, a), v, s[0]), fma(join_f32(b, b), v, s[1])
     s2, s3 = fma(join_f32(c, c), v, s[2]), fma(join_f32(d, d), v, s[3])
     i += 4 * row
-    a, b, c, d = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row), load_f32x8(x, i + 3 * row)
-    s4, s5 = fma(join_f32(a, a), v, s[4]), fma(join_f32(b, b), v, s[5])
-    s6, s7 = fma(join_f32(c, c), v, s[6]), fma(join_f32(d, d), v, s[7])
-    return s0, s1, s2, s3, s4, s5, s6, s7
+    a, b, c = load_f32x8(x, i), load_f32x8(x, i + row), load_f32x8(x, i + 2 * row)
+    s4, s5, s6 = fma(join_f32(a, a), v, s[4]), fma(join_f32(b, b), v, s[5]), fma(join_f32(c, c), v, s[6])
+    if heads == 7:
+        return s0, s1, s2, s3, s4, s5, s6, s6
+    d = load_f32x8(x, i + 3 * row)
+    return s0, s1, s2, s3, s4, s5, s6, fma(join_f32(d, d), v, s[7])
 
 
-def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
-    """score and mix of eight heads; the cache is read by `load` and `prefetch`. Heads hold a multiple of four elements."""
+def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any, heads: int) -> tuple[Subroutine, Subroutine]:
+    """score and mix of 7 or 8 `heads` of a multiple of four elements; the cache is read by `load` and `prefetch`."""
 
     def score_octet(
         scores: F32,
@@ -105,7 +109,9 @@ def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Sub
             s0, s1 = add_query(s0, v, q, i), add_query(s1, v, q, i + head_size)
             s2, s3 = add_query(s2, v, q, i + 2 * head_size), add_query(s3, v, q, i + 3 * head_size)
             s4, s5 = add_query(s4, v, q, i + 4 * head_size), add_query(s5, v, q, i + 5 * head_size)
-            s6, s7 = add_query(s6, v, q, i + 6 * head_size), add_query(s7, v, q, final + d)
+            s6 = add_query(s6, v, q, i + 6 * head_size)
+            if heads == 8:
+                s7 = add_query(s7, v, q, final + d)
         i0, i1 = a + 8 * block, a + 8 * b1
         put_scores(scores, i0, i1, s0, scale)
         put_scores(scores, i0 + row, i1 + row, s1, scale)
@@ -114,7 +120,8 @@ def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Sub
         put_scores(scores, i0 + 4 * row, i1 + 4 * row, s4, scale)
         put_scores(scores, i0 + 5 * row, i1 + 5 * row, s5, scale)
         put_scores(scores, i0 + 6 * row, i1 + 6 * row, s6, scale)
-        put_scores(scores, i0 + 7 * row, i1 + 7 * row, s7, scale)
+        if heads == 8:
+            put_scores(scores, i0 + 7 * row, i1 + 7 * row, s7, scale)
 
     def two(values: Any, i: Int) -> F32x16:
         return join_f32(load(values, i), load(values, i + 8))
@@ -146,17 +153,17 @@ def octet_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Sub
         It begins with block `tile`, at values[v]. In the last block, that of position length - 1, later ones don't count.
         """
         at, last = sums + 8 * d, (length - 1) // 8
-        s, t = take(scratch, at, width), take(scratch, at + 16, width)
+        s, t = take(scratch, at, width, heads), take(scratch, at + 16, width, heads)
         for n in range(least(WIDE_TILE, last - tile)):
             i = v + step * n + 8 * d
             prefetch(values, v + WIDE_TILE * step + 8 * WIDE_TILE * d + 32 * n)
-            s = add_values(s, two(values, i), scratch, a + 8 * n, row)
-            t = add_values(t, two(values, i + 16), scratch, a + 8 * n, row)
+            s = add_values(s, two(values, i), scratch, a + 8 * n, row, heads)
+            t = add_values(t, two(values, i + 16), scratch, a + 8 * n, row, heads)
         if last < tile + WIDE_TILE:
             i, n = v + step * (last - tile) + 8 * d, a + 8 * (last - tile)
-            s = add_values(s, two_below(values, i, 8 * last, length), scratch, n, row)
-            t = add_values(t, two_below(values, i + 16, 8 * last, length), scratch, n, row)
-        put(scratch, at, width, s)
-        put(scratch, at + 16, width, t)
+            s = add_values(s, two_below(values, i, 8 * last, length), scratch, n, row, heads)
+            t = add_values(t, two_below(values, i + 16, 8 * last, length), scratch, n, row, heads)
+        put(scratch, at, width, heads, s)
+        put(scratch, at + 16, width, heads, t)
 
     return wide_subroutine(retyped(score_octet, Cache, "keys")), wide_subroutine(retyped(mix_octet, Cache, "values"))
