@@ -6,8 +6,8 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   tokenizer   byte-level BPE on the training stories                      tokenizer.json, ids.npz
   stable      float training at a constant rate, until --stable-tokens
               or until a file `decay_now` appears in the work folder      stable.pt
-  float       from stable.pt, float; the rate falls to zero, windows
-              begin where the plainest stories begin                      float.pt
+  float       from stable.pt, float; the rate falls to zero, the plainest
+              stories                                                     float.pt
   int4        from stable.pt as well, the same windows, with the forward
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=6e6, help="tokens of each decay (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=3e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")

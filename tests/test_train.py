@@ -142,16 +142,6 @@ def test_windows_depend_only_on_seed_and_index() -> None:
     assert (data.Windows(ids, scores, 16, seed=7, copies=data.COPIES).take(0, 200) != straight).any()
 
 
-def test_windows_of_beginnings_begin_with_a_story_each_once_a_round() -> None:
-    ids = [np.arange(i, i + 5 + i // 50, dtype=np.uint16) for i in range(0, 500, 50)]
-    found = data.Windows(ids, [1.0] * 10, 16, seed=6, copies=data.DECAY_COPIES, beginnings=True).take(0, 7)
-    assert len(set(found[:, 0])) == 7 and set(found[:, 0]) <= set(range(0, 500, 50))
-    for window in found:
-        own = ids[window[0] // 50][:17]
-        np.testing.assert_array_equal(window[: len(own)], own)
-        assert len(own) == 17 or window[len(own)] in range(0, 500, 50)
-
-
 def test_windows_of_too_few_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="the stories of one round have 9 tokens; windows of 16 need more"):
         data.Windows([np.zeros(9, np.uint16)], [1.0], 16, seed=6, copies=data.DECAY_COPIES).take(0, 1)

@@ -23,8 +23,7 @@ Copies = tuple[tuple[float, int], ...]
 COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 0))
 """Upper bound of the simplicity score, and how often such a story is used in one round."""
 DECAY_COPIES: Copies = ((1.8, 1), (float("inf"), 0))
-"""The same while the learning rate falls: what is learned last shows most, and the model should write plainly. Then windows
-begin where stories begin."""
+"""The same while the learning rate falls: what is learned last shows most, and the model should write plainly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +79,9 @@ def encode_stories(tokenizer: Tokenizer, stories: list[Story]) -> list[np.ndarra
 class Windows:
     """Training windows in a fixed order: window i depends only on the seed, so a run resumes by its count of windows."""
 
-    def __init__(
-        self,
-        ids: list[np.ndarray],
-        scores: list[float],
-        length: int,
-        seed: int,
-        copies: Copies,
-        beginnings: bool = False,
-    ) -> None:
-        """Set up the order.
-
-        Args:
-            ids: One uint16 array per story.
-            scores: Their simplicity.
-            length: T, tokens predicted per window.
-            seed: What decides the order.
-            copies: How often a story is used in one round.
-            beginnings: Whether each window begins where a story begins, as every generated text does; if not, windows
-                cover all of every story, wherever they begin.
-        """
+    def __init__(self, ids: list[np.ndarray], scores: list[float], length: int, seed: int, copies: Copies) -> None:
+        """ids: one uint16 array per story; scores: their simplicity; length: T, tokens predicted per window."""
         self._ids = ids
-        self._beginnings = beginnings
         self._copies = [next(count for bound, count in copies if score < bound) for score in scores]
         self._length = length
         self._seed = seed
@@ -116,16 +96,13 @@ class Windows:
         order = rng.permutation(np.repeat(np.arange(len(self._ids)), self._copies))
         stream = np.concatenate([self._ids[i] for i in order])
         tokens = len(stream)
-        if self._beginnings:
-            starts = np.cumsum([0, *(len(self._ids[i]) for i in order[:-1])])
-            starts = starts[starts + self._length < len(stream)]
-        else:
-            stream = stream[int(rng.integers(self._length)) :]
-            starts = rng.permutation((len(stream) - 1) // self._length) * self._length
-        if not len(starts):
+        stream = stream[int(rng.integers(self._length)) :]
+        count = (len(stream) - 1) // self._length
+        if count < 1:
             raise ValueError(f"the stories of one round have {tokens} tokens; windows of {self._length} need more")
+        starts = rng.permutation(count) * self._length
         self._windows = stream[starts[:, None] + np.arange(self._length + 1)]
-        self._first, self._end = self._end, self._end + len(starts)
+        self._first, self._end = self._end, self._end + count
 
     def take(self, first: int, count: int) -> np.ndarray:
         """Windows first .. first + count - 1 of the endless order: (count, T + 1) int64; ask in ascending order."""

@@ -151,7 +151,7 @@ def run_pipeline(plan: Plan) -> None:
     stable = _run_stage(run, plan, "stable", None)
     teacher = None
     for name in ("float", "int4"):
-        run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES, beginnings=True)
+        run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES)
         teacher = _run_stage(run, plan, name, stable, teacher)
 
     float_model, tokens = _load(plan, plan.work / "float.pt")
