@@ -3,6 +3,8 @@
     memory = weights + KV cache + scratch
     KV cache: 2 * L * context * G * D numbers, float16, or float32 if no matrix of the file is quantised
     scratch:  the activations of a chunk of the prompt (up to CHUNK tokens) and one row of logits
+
+A static INT8 form runs in integers alone: its cache is INT8, its activations int32 and INT8.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from engine.escape import escape
 from engine.gguf import GGUFFile, Value
 from engine.gguf_config import read_config
 from engine.open_model import open_model
-from models.config import LIMITS, ModelConfig
+from engine.static_int8 import VERSION, StaticFile, is_static
+from models import integer_state
+from models.config import LIMITS, ModelConfig, expected_tensors
 from models.state import cache_shapes, plan, scratch_shapes, shapes_bytes
 from models.weights import weight_bytes
 
@@ -51,28 +55,9 @@ def summary(file: GGUFFile, context: int) -> dict[str, Any]:
     context: positions to make room for; no more are counted than the model was trained for.
     `model`, `context` and `memory` are None for a model that isn't supported; `refused` then says why.
     """
-    types: dict[str, dict[str, int]] = {}
-    for info in file.tensors.values():
-        count = types.setdefault(info.type, {"tensors": 0, "parameters": 0, "bytes": 0})
-        count["tensors"] += 1
-        count["parameters"] += math.prod(info.shape)
-        count["bytes"] += info.nbytes
-    found: dict[str, Any] = {
-        "file": file.path,
-        "version": file.version,
-        "bytes": file.size,
-        "metadata": {key: {"kind": file.kinds[key]} | _plain(value) for key, value in file.metadata.items()},
-        "tensors": [
-            {"name": info.name, "type": info.type, "shape": list(info.shape), "bytes": info.nbytes}
-            for info in file.tensors.values()
-        ],
-        "types": types,
-        "parameters": sum(count["parameters"] for count in types.values()),
-        "context": None,
-        "model": None,
-        "memory": None,
-        "refused": None,
-    }
+    form = "Hugging Face folder" if os.path.isdir(file.path) else f"GGUF version {file.version}"
+    tensors = [(info.name, info.type, info.shape, info.nbytes) for info in file.tensors.values()]
+    found = _contents(form, file.path, file.size, file, tensors)
     try:
         config = read_config(file)
     except EngineError as error:
@@ -84,10 +69,57 @@ def summary(file: GGUFFile, context: int) -> dict[str, Any]:
     return found
 
 
+def static_summary(file: StaticFile, context: int) -> dict[str, Any]:
+    """Returns the same of a static INT8 form. `metadata` holds the keys of its vocabulary, and no parameter is a scale."""
+    config, context = file.config, min(context, file.config.context_length)
+    found = _contents(f"static INT8 version {VERSION}", file.path, file.size, file.vocabulary, file.entries)
+    found["parameters"] = sum(math.prod(shape) for name, _, shape, _ in file.entries if not name.endswith("scale"))
+    limits = plan(config, dict.fromkeys(expected_tensors(config), "Q8_0"), context, workers=1)
+    output = config.tied_embeddings * config.vocab_size * config.hidden_size  # made from the embedding
+    sizes = {
+        "weights": sum(nbytes for _, _, _, nbytes in file.entries) + output,
+        "kv_cache": shapes_bytes(integer_state.cache_shapes(config, limits)),
+        "scratch": shapes_bytes(integer_state.scratch_shapes(config, limits)),
+    }
+    return found | {
+        "context": context,
+        "model": asdict(config),
+        "memory": sizes | {"total": sum(sizes.values())},
+    }
+
+
+def _contents(
+    form: str, path: str, size: int, keys: GGUFFile, tensors: list[tuple[str, str, tuple[int, ...], int]]
+) -> dict[str, Any]:
+    """What a summary begins with; tensors: name, type, shape, bytes."""
+    types: dict[str, dict[str, int]] = {}
+    for _, type_, shape, nbytes in tensors:
+        count = types.setdefault(type_, {"tensors": 0, "parameters": 0, "bytes": 0})
+        count["tensors"] += 1
+        count["parameters"] += math.prod(shape)
+        count["bytes"] += nbytes
+    return {
+        "file": path,
+        "form": form,
+        "version": keys.version,
+        "bytes": size,
+        "metadata": {key: {"kind": keys.kinds[key]} | _plain(value) for key, value in keys.metadata.items()},
+        "tensors": [
+            {"name": name, "type": type_, "shape": list(shape), "bytes": nbytes} for name, type_, shape, nbytes in tensors
+        ],
+        "types": types,
+        "parameters": sum(count["parameters"] for count in types.values()),
+        "context": None,
+        "model": None,
+        "memory": None,
+        "refused": None,
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     made = options.parser("inspect", "What is in a model file, and the memory that it will take. Reads no weights.")
-    made.add_argument("file", metavar="FILE", help="a GGUF file, or a Hugging Face folder")
+    made.add_argument("file", metavar="FILE", help="a GGUF file, a Hugging Face folder, or a static INT8 form")
     made.add_argument(
         "--context",
         type=options.whole(1, LIMITS["context_length"][1]),
@@ -99,8 +131,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    with open_model(given.file) as file:
-        found = summary(file, given.context)
+    if is_static(given.file):
+        with StaticFile.open(given.file) as form:
+            found = static_summary(form, given.context)
+    else:
+        with open_model(given.file) as file:
+            found = summary(file, given.context)
     if given.json:
         options.write_json(found)
     else:
@@ -126,7 +162,7 @@ def _number(value: Any) -> Any:
 def _report(found: Mapping[str, Any]) -> str:
     """The text for people: no control character of the file gets through."""
     lines = [
-        f"{escape(os.path.basename(found['file']), 300)}: {_form(found)}, {found['bytes']:,} bytes, "
+        f"{escape(os.path.basename(found['file']), 300)}: {found['form']}, {found['bytes']:,} bytes, "
         f"{found['parameters']:,} parameters",
         "",
         f"{len(found['metadata'])} keys",
@@ -153,10 +189,6 @@ def _report(found: Mapping[str, Any]) -> str:
     lines += ["", f"memory with a context of {found['context']} tokens, of {found['model']['context_length']} trained"]
     lines += _table([[name, f"{size / 2**20:,.1f} MiB"] for name, size in found["memory"].items()], "<>")
     return "\n".join([*lines, ""])
-
-
-def _form(found: Mapping[str, Any]) -> str:
-    return "Hugging Face folder" if os.path.isdir(found["file"]) else f"GGUF version {found['version']}"
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

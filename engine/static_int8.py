@@ -155,6 +155,12 @@ class StaticFile:
         self._file.close()
 
     @property
+    def entries(self) -> list[tuple[str, str, tuple[int, ...], int]]:
+        """Name, dtype, shape and bytes of each tensor of the model."""
+        found = self._file.tensors.items()
+        return [(name, entry.dtype, entry.shape, entry.nbytes) for name, entry in found if name != VOCABULARY]
+
+    @property
     def bits_per_weight(self) -> float:
         """Of the tensors as they are stored, scales included."""
         shapes = stored_shapes(self.config)

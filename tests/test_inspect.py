@@ -4,11 +4,17 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
+from test_static_int8 import quantized
 
+import engine
 from engine import inspect, options
 from engine.errors import OptionError
 
@@ -68,6 +74,38 @@ def test_a_model_that_is_not_supported_is_shown_all_the_same(
     assert "not supported: " in out and "'mamba' is not supported; supported: llama, qwen2" in out
     found = json.loads(report(capsys, tmp_path / "m.gguf", "--json"))
     assert found["model"] is None and found["memory"] is None and "mamba" in found["refused"]
+
+
+def arrays(part: object) -> Iterator[np.ndarray]:
+    """All arrays in dataclasses and tuples."""
+    if isinstance(part, np.ndarray):
+        yield part
+    elif isinstance(part, tuple | dict):
+        for each in part.values() if isinstance(part, dict) else part:
+            yield from arrays(each)
+    elif is_dataclass(part):
+        for each in fields(part):
+            yield from arrays(getattr(part, each.name))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_static_form_with_the_memory_that_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tied: bool
+) -> None:
+    tiny.write(tmp_path / "m.gguf", type="F32", hidden=96, ff=160, tied=tied)
+    form = quantized(tmp_path / "m.gguf", tmp_path / "m.safetensors")
+    found = json.loads(report(capsys, form, "--json", "--context", "64"))
+    expected = load_file(form)
+    del expected["vocabulary"]
+    assert {t["name"]: tuple(t["shape"]) for t in found["tensors"]} == {n: v.shape for n, v in expected.items()}
+    assert found["parameters"] == sum(v.size for n, v in expected.items() if not n.endswith("scale"))
+    with engine.load(form, threads=1, context=64) as llm:
+        weights, cache = (sum(a.nbytes for a in arrays(part)) for part in (llm._loaded.weights, llm._loaded.state.cache))
+    assert weights == pytest.approx(found["memory"]["weights"], rel=0.1)
+    assert found["memory"]["kv_cache"] == pytest.approx(cache, abs=256)  # room between arrays
+    out = report(capsys, tmp_path / "m.json")
+    assert out.startswith("m.safetensors: static INT8 version 2, ") and "memory with a context of 160 tokens" in out
+
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
