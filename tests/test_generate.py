@@ -121,6 +121,7 @@ def test_numba_told_not_to_compile(model: str) -> None:
     assert done.returncode == 1 and "NUMBA_DISABLE_JIT" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_with_130(model: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "engine.generate", "--model", model, "--max-tokens", "100000", "--ignore-eos", "hello"],

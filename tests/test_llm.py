@@ -201,6 +201,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             engine.load(bad)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_during_a_long_prompt_stops_within_100_ms(path: Path) -> None:
     """A real SIGINT in a process that computes prompts without a pause."""
     code = f"""

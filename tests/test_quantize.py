@@ -372,6 +372,7 @@ def test_options_that_do_not_go_together(tmp_path: Path, text: str, capsys: pyte
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_an_interrupted_run_leaves_no_file(tmp_path: Path, number: signal.Signals, code: int) -> None:
     tiny.write(tmp_path / "a.gguf", "llama", "F32", layers=40, hidden=256, ff=512)
@@ -379,12 +380,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path: Path, number: signal.Signal
     command = [sys.executable, "-m", "engine.quantize", "a.gguf", "b.gguf", "--method", "gptq", "--text", "text.txt"]
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
-    def restore() -> None:  # a shell in the background passes on that SIGINT is to be ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=restore
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         process.stderr.read(1)  # the bar: the output file is open
         process.send_signal(number)

@@ -144,6 +144,7 @@ def test_two_teams_in_two_threads() -> None:
     assert not wrong and sorted(finished) == [2, 3]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_interrupt_comes_within_100_ms_and_leaves_the_team_whole() -> None:
     slow, chain, late = Slow(2), Chain(), []
     with team(2) as made:
