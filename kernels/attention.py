@@ -10,10 +10,10 @@ Orders of summation, none of which depends on the split of work, the length of t
 Cache: keys and values (G, blocks of 8 positions, D, 8), see `kernels/rope.py`. In the last block, positions beyond the row's
 own get weight 0 and value 0, whatever memory holds there.
 
-Four query heads are computed at a time by the loops of `kernels/attention_tiles.py`; two, where no more are left; eight
-where vectors hold 64 bytes (`kernels/attention_wide.py`). An odd last head is computed twice. Tiles of TILE blocks stay in
-the first cache while all heads that a worker has pass over them. The work, (key/value head, row, pair of heads), is cut into
-shares of equal cost, a row costing its blocks plus OVERHEAD.
+Four query heads are computed at a time by the loops of `kernels/attention_tiles.py`; two, where no more are left (an odd
+last head is computed twice); 8, 7, 4 or 3 by those of `kernels/attention_wide.py`, where vectors hold 64 bytes. Tiles of
+TILE blocks stay in the first cache while all heads that a worker has pass over them. The work, (key/value head, row, pair of
+heads), is cut into shares of equal cost, a row costing its blocks plus OVERHEAD.
 
 Scratch of one worker, `score_floats` long, for the P = 2 * pairs heads of a group:
 
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from kernels.attention_tiles import TILE, ZERO, least, pair_tiles, quad_tiles, retyped
-from kernels.attention_wide import WIDE_TILE, octet_tiles
+from kernels.attention_wide import WIDE_TILE, wide_tiles
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -94,8 +94,7 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
 def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
     score_pair, mix_pair, mix_last = pair_tiles(load, prefetch, Cache)
     score_quad, mix_quad = quad_tiles(load, prefetch, Cache)
-    score_octet, mix_octet = octet_tiles(load, prefetch, Cache, 8)
-    score_septet, mix_septet = octet_tiles(load, prefetch, Cache, 7)
+    score_wide, mix_wide = wide_tiles(load, prefetch, Cache)
 
     def attend(
         out: F32,
@@ -121,27 +120,23 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
         blocks = (length + 7) // 8
         last = blocks - 1
         region = totals + 8 * 2 * ((group + 1) // 2)
-        heads, width, odd = 2 * (end - first), 8 * head_size, (end - first) % 2
-        own = least(heads, group - 2 * first)  # not the one computed twice
-        eights = heads // 8 * 8 if wide() > 0 and head_size % 4 == 0 else 0
+        own, width = least(2 * end, group) - 2 * first, 8 * head_size
+        i, o = i + 2 * first * head_size, o + 2 * first * head_size
+        whole = wide() > 0 and head_size % 4 == 0
+        done = 0
         for tile in range(0, blocks, TILE):
             stop = least(tile + TILE, blocks)
-            for h in range(0, eights, 8):
-                a, head = region + row * h, 2 * first + h
-                qa, qh = i + head * head_size, i + least(head + 7, group - 1) * head_size
-                for block in range(tile, stop, 2):
-                    if own - h == 7:
-                        score_septet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
-                    else:
-                        score_octet(scratch, a, row, q, qa, qh, keys, start, step, head_size, block, last, scale)
-            for h in range(eights, heads - 2, 4):
-                a, head = region + row * h, 2 * first + h
-                qa, qd = i + head * head_size, i + least(head + 3, group - 1) * head_size
+            if whole:
+                done = score_wide(
+                    scratch, region, row, q, i, own, keys, start, step, head_size, tile, stop, last, scale
+                )
+            fours = done + (own - done + 1) // 4 * 4  # the last of them may be computed twice, as that of a pair
+            for h in range(done, fours, 4):
+                a, qa, qd = region + row * h, i + h * head_size, i + least(h + 3, own - 1) * head_size
                 for block in range(tile, stop, 2):
                     score_quad(scratch, a, row, q, qa, qd, keys, start, step, head_size, block, last, scale)
-            if odd == 1:
-                a = region + row * (heads - 2)
-                qa, qb = i + (2 * end - 2) * head_size, i + least(2 * end - 1, group - 1) * head_size
+            if fours < own:
+                a, qa, qb = region + row * fours, i + fours * head_size, i + (own - 1) * head_size
                 for block in range(tile, stop, 4):
                     score_pair(scratch, a, a + row, q, qa, qb, keys, start, step, head_size, block, last, scale)
         for h in range(own):
@@ -149,34 +144,30 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                 for line in range(head_size // 4):
                     prefetch(values, start + step * n + 32 * line)
             softmax_weights(scratch, region + row * h, length, scratch, totals + 8 * h)
-        clear(scratch, sums, sums + heads * width)
-        for tile in range(0, blocks, WIDE_TILE):
-            v = start + step * tile
-            for h in range(0, eights, 8):
-                a, sum_a = region + row * h + 8 * tile, sums + width * h
-                for d in range(0, head_size, 4):
-                    if own - h == 7:
-                        mix_septet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
-                    else:
-                        mix_octet(scratch, a, row, sum_a, width, values, v, step, d, tile, length)
+        clear(scratch, sums, sums + (own + 1) // 2 * 2 * width)
+        if whole:
+            for tile in range(0, blocks, WIDE_TILE):
+                v = start + step * tile
+                done = mix_wide(scratch, region, row, sums, own, values, v, step, head_size, tile, length)
+        fours = done + (own - done + 1) // 4 * 4
         for tile in range(0, last, TILE):
             count = least(TILE, last - tile)
             v = start + step * tile
-            for h in range(eights, heads - 2, 4):
+            for h in range(done, fours, 4):
                 a, sum_a = region + row * h + 8 * tile, sums + width * h
                 for d in range(0, head_size, 2):
                     mix_quad(scratch, a, row, sum_a, width, values, v, step, d, head_size, count)
-            if odd == 1:
-                a, sum_a = region + row * (heads - 2) + 8 * tile, sums + width * (heads - 2)
+            if fours < own:
+                a, sum_a = region + row * fours + 8 * tile, sums + width * fours
                 for d in range(0, head_size, 4):
                     mix_pair(scratch, a, a + row, sum_a, sum_a + width, values, v, step, d, head_size, count)
         for h in range(own):
             sum_a = sums + width * h
-            if h >= eights:
+            if h >= done:
                 a, v = region + row * h + 8 * last, start + step * last
                 mix_last(scratch, a, sum_a, values, v, head_size, 8 * last, length)
             total = sum_f32(load_f32x8(scratch, totals + 8 * h))
-            finish_head(out, o + (2 * first + h) * head_size, scratch, sum_a, head_size, total)
+            finish_head(out, o + h * head_size, scratch, sum_a, head_size, total)
 
     subroutine(retyped(attend, Cache, "keys", "values"))
 

@@ -58,8 +58,11 @@ CASES = [  # kernel, H, G, D, positions, slots of the rows
     (attention_f32, 4, 4, 5, [0, 17, 31], [1, 0, 2]),
     (attention_f32, 3, 1, 16, [138], [0]),
     (attention_f16, 14, 2, 5, [137, 9], [0, 1]),  # eight heads, the last computed twice; elements left over
-    (attention_f16, 14, 2, 8, [137, 9], [0, 1]),  # the same in vectors of 64 bytes
-    (attention_f32, 11, 1, 8, [150], [2]),  # eight and four, one of them twice
+    (attention_f16, 14, 2, 8, [137, 9], [0, 1]),  # from here on in vectors of 64 bytes where there are any: seven heads
+    (attention_f32, 11, 1, 8, [150], [2]),  # eight and three
+    (attention_f32, 12, 2, 4, [20, 139], [1, 0]),  # four and two
+    (attention_f16, 5, 1, 4, [66], [0]),  # four and one
+    (attention_f16, 9, 3, 4, [71, 64], [2, 1]),  # three
     (attention_f16, 8, 1, 4, [511, 512, 519, 520], [0, 0, 0, 0]),  # where the second tile of 64 blocks begins
 ]
 
