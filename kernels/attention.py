@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from kernels.attention_tiles import TILE, ZERO, least, pair_tiles, quad_tiles, retyped
-from kernels.attention_wide import WIDE_TILE, wide_tiles
+from kernels.attention_wide import WIDE_TILE, taken, wide_tiles
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -122,15 +122,12 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
         region = totals + 8 * 2 * ((group + 1) // 2)
         own, width = least(2 * end, group) - 2 * first, 8 * head_size
         i, o = i + 2 * first * head_size, o + 2 * first * head_size
-        whole = wide() > 0 and head_size % 4 == 0
-        done = 0
+        done = taken(own) if wide() > 0 and head_size % 4 == 0 else 0
+        fours = done + (own - done + 1) // 4 * 4  # the last of them may be computed twice, as that of a pair
         for tile in range(0, blocks, TILE):
             stop = least(tile + TILE, blocks)
-            if whole:
-                done = score_wide(
-                    scratch, region, row, q, i, own, keys, start, step, head_size, tile, stop, last, scale
-                )
-            fours = done + (own - done + 1) // 4 * 4  # the last of them may be computed twice, as that of a pair
+            if wide() > 0:
+                score_wide(scratch, region, row, q, i, done, keys, start, step, head_size, tile, stop, last, scale)
             for h in range(done, fours, 4):
                 a, qa, qd = region + row * h, i + h * head_size, i + least(h + 3, own - 1) * head_size
                 for block in range(tile, stop, 2):
@@ -145,11 +142,10 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
                     prefetch(values, start + step * n + 32 * line)
             softmax_weights(scratch, region + row * h, length, scratch, totals + 8 * h)
         clear(scratch, sums, sums + (own + 1) // 2 * 2 * width)
-        if whole:
+        if wide() > 0:
             for tile in range(0, blocks, WIDE_TILE):
                 v = start + step * tile
-                done = mix_wide(scratch, region, row, sums, own, values, v, step, head_size, tile, length)
-        fours = done + (own - done + 1) // 4 * 4
+                mix_wide(scratch, region, row, sums, done, values, v, step, head_size, tile, length)
         for tile in range(0, last, TILE):
             count = least(TILE, last - tile)
             v = start + step * tile

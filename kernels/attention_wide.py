@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.attention_tiles import AHEAD, ZERO, least, retyped
 from kernels.lanes import Subroutine
-from kernels.registry import typed, wide_subroutine
+from kernels.registry import subroutine, typed, wide_subroutine
 from kernels.rows import several
 from kernels.simd import fma, keep_below, load_f32x8, mul_f32, splat_f32, spread_f32, store_f32x8
 from kernels.types import F32, F32x16, Float, Int
@@ -176,14 +176,20 @@ def _tiles(load: Subroutine, prefetch: Subroutine, Cache: Any, heads: int) -> tu
     return wide_subroutine(retyped(score, Cache, "keys")), wide_subroutine(retyped(mix, Cache, "values"))
 
 
+@subroutine
+def taken(heads: Int) -> Int:
+    """How many of so many heads are computed here, 8, 7, 4 or 3 together: all but one or two that may be left over."""
+    return heads if heads % 4 == 3 else heads // 4 * 4
+
+
 @wide_subroutine
-def at_once(heads: Int) -> Int:
-    """How many of so many heads, 3 or more, are computed together."""
+def together(heads: Int) -> Int:
+    """How many of so many heads that are left, none of them to be left over, come next."""
     return least(heads, 8) if heads > 6 else least(heads, 4)
 
 
 def wide_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subroutine, Subroutine]:
-    """score and mix of all heads but one or two that may be left over, which they return: 0 to `heads`.
+    """score and mix of as many heads as are `taken`.
 
     The cache is read by `load` and `prefetch`; heads have a multiple of four elements.
     """
@@ -205,11 +211,11 @@ def wide_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subr
         stop: Int,
         last: Int,
         scale: Float,
-    ) -> Int:
+    ) -> None:
         """Scores of the heads from q[i] with the blocks tile..stop, `row` apart from scores[region]."""
         h = 0
-        while heads - h >= 3:
-            n, a, first = at_once(heads - h), region + row * h, i + head_size * h
+        while h < heads:
+            n, a, first = together(heads - h), region + row * h, i + head_size * h
             for block in range(tile, stop, 2):
                 if n == 8:
                     score8(scores, a, row, q, first, keys, k, step, head_size, block, last, scale)
@@ -220,7 +226,6 @@ def wide_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subr
                 else:
                     score3(scores, a, row, q, first, keys, k, step, head_size, block, last, scale)
             h += n
-        return h
 
     def mix_wide(
         scratch: F32,
@@ -234,11 +239,11 @@ def wide_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subr
         head_size: Int,
         tile: Int,
         length: Int,
-    ) -> Int:
+    ) -> None:
         """Add the tile that begins with block `tile`, at values[v], to the heads' sums, 8 head_size apart."""
         h, width = 0, 8 * head_size
-        while heads - h >= 3:
-            n, a, at = at_once(heads - h), region + row * h + 8 * tile, sums + width * h
+        while h < heads:
+            n, a, at = together(heads - h), region + row * h + 8 * tile, sums + width * h
             for d in range(0, head_size, 4):
                 if n == 8:
                     mix8(scratch, a, row, at, width, values, v, step, d, tile, length)
@@ -249,6 +254,5 @@ def wide_tiles(load: Subroutine, prefetch: Subroutine, Cache: Any) -> tuple[Subr
                 else:
                     mix3(scratch, a, row, at, width, values, v, step, d, tile, length)
             h += n
-        return h
 
     return wide_subroutine(retyped(score_wide, Cache, "keys")), wide_subroutine(retyped(mix_wide, Cache, "values"))
