@@ -31,8 +31,8 @@ from engine.calibration_text import read_text, token_stream
 from engine.errors import EngineError, OptionError
 from engine.escape import escape
 from engine.explain import save_figure
-from engine.open_model import open_model
-from engine.static_int8 import StaticFile, is_static
+from engine.open_model import is_static, open_model
+from engine.static_int8 import StaticFile
 
 if TYPE_CHECKING:
     from engine.llm import LLM

@@ -13,9 +13,9 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,12 +24,14 @@ from engine.errors import EngineError
 from engine.escape import escape
 from engine.gguf import GGUFFile, Value
 from engine.gguf_config import read_config
-from engine.open_model import open_model
-from engine.static_int8 import VERSION, StaticFile, is_static
+from engine.open_model import is_static, open_model
 from models import integer_state
-from models.config import LIMITS, ModelConfig, expected_tensors
-from models.state import cache_shapes, plan, scratch_shapes, shapes_bytes
+from models.config import LIMITS, ModelConfig
+from models.state import Shapes, cache_shapes, plan, scratch_shapes, shapes_bytes
 from models.weights import weight_bytes
+
+if TYPE_CHECKING:
+    from engine.static_int8 import StaticFile
 
 SHOWN = 6  # elements of an array that are shown
 
@@ -41,11 +43,20 @@ def memory(file: GGUFFile, config: ModelConfig, context: int) -> dict[str, int]:
     """
     types = {name: info.type for name, info in file.tensors.items()}
     limits = plan(config, types, context, workers=1)
-    sizes = {
-        "weights": weight_bytes(config, types),
-        "kv_cache": shapes_bytes(cache_shapes(config, limits)),
-        "scratch": shapes_bytes(scratch_shapes(config, limits)),
-    }
+    return _sizes(weight_bytes(config, types), cache_shapes(config, limits), scratch_shapes(config, limits))
+
+
+def static_memory(file: StaticFile, context: int) -> dict[str, int]:
+    """Returns the same of a static INT8 form."""
+    config = file.config
+    limits = integer_state.integer_plan(config, context, workers=1)
+    output = config.tied_embeddings * config.vocab_size * config.hidden_size  # made from the embedding
+    cache, scratch = integer_state.cache_shapes(config, limits), integer_state.scratch_shapes(config, limits)
+    return _sizes(file.nbytes + output, cache, scratch)
+
+
+def _sizes(weights: int, cache: Shapes, scratch: Shapes) -> dict[str, int]:
+    sizes = {"weights": weights, "kv_cache": shapes_bytes(cache), "scratch": shapes_bytes(scratch)}
     return sizes | {"total": sum(sizes.values())}
 
 
@@ -61,31 +72,21 @@ def summary(file: GGUFFile, context: int) -> dict[str, Any]:
     try:
         config = read_config(file)
     except EngineError as error:
-        found["refused"] = str(error)
-    else:
-        found["model"] = asdict(config)
-        found["context"] = min(context, config.context_length)
-        found["memory"] = memory(file, config, found["context"])
-    return found
+        return found | {"refused": str(error)}
+    return found | _model(config, context, lambda context: memory(file, config, context))
 
 
 def static_summary(file: StaticFile, context: int) -> dict[str, Any]:
     """Returns the same of a static INT8 form. `metadata` holds the keys of its vocabulary, and no parameter is a scale."""
-    config, context = file.config, min(context, file.config.context_length)
-    found = _contents(f"static INT8 version {VERSION}", file.path, file.size, file.vocabulary, file.entries)
-    found["parameters"] = sum(math.prod(shape) for name, _, shape, _ in file.entries if not name.endswith("scale"))
-    limits = plan(config, dict.fromkeys(expected_tensors(config), "Q8_0"), context, workers=1)
-    output = config.tied_embeddings * config.vocab_size * config.hidden_size  # made from the embedding
-    sizes = {
-        "weights": sum(nbytes for _, _, _, nbytes in file.entries) + output,
-        "kv_cache": shapes_bytes(integer_state.cache_shapes(config, limits)),
-        "scratch": shapes_bytes(integer_state.scratch_shapes(config, limits)),
-    }
-    return found | {
-        "context": context,
-        "model": asdict(config),
-        "memory": sizes | {"total": sum(sizes.values())},
-    }
+    found = _contents(f"static INT8 version {file.version}", file.path, file.size, file.vocabulary, file.entries)
+    found["parameters"] = file.parameters
+    return found | _model(file.config, context, lambda context: static_memory(file, context))
+
+
+def _model(config: ModelConfig, context: int, memory: Callable[[int], dict[str, int]]) -> dict[str, Any]:
+    """What a summary says of a model that is supported; memory: of a context."""
+    context = min(context, config.context_length)
+    return {"model": asdict(config), "context": context, "memory": memory(context)}
 
 
 def _contents(
@@ -132,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _inspect(given: argparse.Namespace) -> None:
     if is_static(given.file):
+        from engine.static_int8 import StaticFile  # a look at a GGUF file does without
+
         with StaticFile.open(given.file) as form:
             found = static_summary(form, given.context)
     else:

@@ -29,13 +29,12 @@ from kernels.integer_rope import integer_tables
 from kernels.registry import Kernel
 from kernels.rope_table import rope_tables
 from kernels.run import run_block
-from models.config import ModelConfig, expected_tensors
 from models.integer import forward
 from models.integer_forward import IntegerForward
 from models.integer_scales import integer_weights
-from models.integer_state import integer_state
+from models.integer_state import integer_plan, integer_state
 from models.quantizers.static import Static, from_floats
-from models.state import Limits, plan
+from models.state import Limits
 from models.steps import Steps
 
 
@@ -50,7 +49,7 @@ def load_static(
     """
     begin = time.perf_counter()
     with StaticFile.open(path) as file:
-        limits = _limits(file.config, context, threads, chunk, file.path)
+        limits = integer_plan(file.config, checked_context(file.config, context, file.path), threads, chunk)
         template = file.vocabulary.string("tokenizer.chat_template", "")
         return _ready(file.static, limits, file.tokenizer, template, also, begin, file.path, "quantise the model again")
 
@@ -77,7 +76,7 @@ def load_integer(
     floats = load_gguf(path, threads, None, chunk, [])
     with open_model(path) as file:
         try:
-            limits = _limits(floats.config, context, threads, chunk, file.path)
+            limits = integer_plan(floats.config, checked_context(floats.config, context, file.path), threads, chunk)
             if calibration is None:
                 sys.stderr.write(f"{file.path}: no static scales, calibrating on a short built-in text\n")
             windows = calibration_windows(floats, TEXT if calibration is None else calibration)
@@ -97,12 +96,6 @@ def float_tensor(file: GGUFFile, name: str) -> np.ndarray:
     values = SUPPORTED[info.type].dequantize(file.data(name)).reshape(info.shape)
     file.release(name)
     return values
-
-
-def _limits(config: ModelConfig, context: int | None, threads: int, chunk: int, path: str) -> Limits:
-    """What the state is made for; the cache is not float32, whatever the types."""
-    types = dict.fromkeys(expected_tensors(config), "Q8_0")
-    return plan(config, types, checked_context(config, context, path), threads, chunk)
 
 
 def _ready(

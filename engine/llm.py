@@ -24,11 +24,11 @@ from engine.escape import escape
 from engine.integer_loader import load_integer, load_static
 from engine.integer_sampling import INTEGER_SAMPLING_KERNELS, IntegerSampling
 from engine.loader import Loaded, load_gguf
+from engine.open_model import is_static
 from engine.queueing import Queue
 from engine.results import Generation, Piece, Score, Timings
 from engine.sampling import SAMPLING_KERNELS, Sampling
 from engine.sampling_options import GenerationOptions, SamplingOptions, generation_options, whole
-from engine.static_int8 import is_static
 from engine.text import TextStream
 from engine.threads import default_threads
 from kernels.run import FIRST, LOGIT_ROW, LOGIT_ROWS, POSITION, ROWS, STOP, TOKEN, WIDTH

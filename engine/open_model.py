@@ -1,10 +1,15 @@
-"""Opens what a model is kept in: a GGUF file, or a Hugging Face folder, which is then seen as one."""
+"""Opens what a float or block-quantised model is kept in: a GGUF file, or a Hugging Face folder, which is then seen as one.
+
+Our static INT8 form is told apart by its name; `engine/static_int8.py` reads it.
+"""
 
 from __future__ import annotations
 
 import os
 
 from engine.gguf import GGUFFile
+
+STATIC_ENDS = (".safetensors", ".json")
 
 
 def open_model(path: str | os.PathLike[str]) -> GGUFFile:
@@ -14,3 +19,8 @@ def open_model(path: str | os.PathLike[str]) -> GGUFFile:
 
         return HuggingFaceFolder.open(path)
     return GGUFFile.open(path)
+
+
+def is_static(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name is that of a static form."""
+    return os.path.splitext(os.fspath(path))[1].lower() in STATIC_ENDS

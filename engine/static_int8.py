@@ -10,13 +10,14 @@ The JSON file is written last: where it is, the other is complete. A form is ope
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -25,24 +26,19 @@ from engine.errors import FileError, OptionError
 from engine.escape import escape, listed
 from engine.gguf import GGUFFile
 from engine.gguf_writer import Key, header_bytes
+from engine.open_model import is_static
 from engine.safetensors_file import MAX_HEADER, SafetensorsFile, read_json
 from engine.tokenizer import Tokenizer
 from models.config import ModelConfig
 from models.quantizers.static import Shapes, Static, layer_shapes, outer_shapes, stored_shapes
 
 FORMAT, VERSION = "intengine-static-int8", 2
-ENDS = (".safetensors", ".json")
 DTYPES = {"int8": "I8", "uint8": "U8", "float32": "F32"}
 NUMPY = {"I8": "<i1", "F32": "<f4"}
 MOST_DESCRIPTION = 1 << 20  # bytes; ours are below 1000
 MOST_VOCABULARY = 256 << 20
 ENTRY = 512  # bytes of a safetensors header for each tensor, at most; ours are about 100
 VOCABULARY = "vocabulary"
-
-
-def is_static(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name is that of a static form."""
-    return os.path.splitext(os.fspath(path))[1].lower() in ENDS
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
@@ -119,11 +115,13 @@ class StaticFile:
     """An open static form: checked in full but for the tensors' values, which are checked as they are read.
 
     Attributes:
+        version: Of the form: the one that is read.
         path: Of the safetensors file.
         size: Bytes of both files.
         vocabulary: The keys of the vocabulary, and of the chat template.
     """
 
+    version: ClassVar[int] = VERSION
     path: str
     size: int
     config: ModelConfig
@@ -161,11 +159,19 @@ class StaticFile:
         return [(name, entry.dtype, entry.shape, entry.nbytes) for name, entry in found if name != VOCABULARY]
 
     @property
+    def parameters(self) -> int:
+        """Numbers of the model but for scales."""
+        return sum(math.prod(shape) for name, _, shape, _ in self.entries if not name.endswith("scale"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the model, scales included."""
+        return sum(nbytes for *_, nbytes in self.entries)
+
+    @property
     def bits_per_weight(self) -> float:
         """Of the tensors as they are stored, scales included."""
-        shapes = stored_shapes(self.config)
-        weights = sum(int(np.prod(shape)) for name, (_, shape) in shapes.items() if not name.endswith("scale"))
-        return 8 * sum(_nbytes(*kind) for kind in shapes.values()) / weights
+        return 8 * self.nbytes / self.parameters
 
     @property
     def static(self) -> Static:

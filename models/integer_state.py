@@ -1,9 +1,14 @@
 """The run state of an integer-only forward pass: INT8 cache, int32 residual stream and sums, INT8 rows between them."""
 
 from kernels.quantize import BLOCK
-from models.config import ModelConfig
-from models.state import Limits, Shapes, State
+from models.config import ModelConfig, expected_tensors
+from models.state import CHUNK, Limits, Shapes, State, plan
 from models.weights import padded
+
+
+def integer_plan(config: ModelConfig, context: int, workers: int, chunk: int = CHUNK) -> Limits:
+    """The limits of an integer-only engine, as in `models/state.py`; its cache is never float32."""
+    return plan(config, dict.fromkeys(expected_tensors(config), "Q8_0"), context, workers, chunk)
 
 
 def cache_shapes(config: ModelConfig, limits: Limits) -> Shapes:

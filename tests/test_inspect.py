@@ -77,7 +77,7 @@ def test_a_model_that_is_not_supported_is_shown_all_the_same(
 
 
 def arrays(part: object) -> Iterator[np.ndarray]:
-    """All arrays in dataclasses and tuples."""
+    """All arrays in dataclasses, tuples and dictionaries."""
     if isinstance(part, np.ndarray):
         yield part
     elif isinstance(part, tuple | dict):
@@ -105,7 +105,6 @@ def test_a_static_form_with_the_memory_that_it_takes(
     assert found["memory"]["kv_cache"] == pytest.approx(cache, abs=256)  # room between arrays
     out = report(capsys, tmp_path / "m.json")
     assert out.startswith("m.safetensors: static INT8 version 2, ") and "memory with a context of 160 tokens" in out
-
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
