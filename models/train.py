@@ -3,12 +3,14 @@
     python -m models.train --corpus ../shared/corpus --out models/pretrained
 
 stages (each is skipped if its result is in the work folder; a killed run goes on from its last checkpoint):
-  tokenizer   byte-level BPE on the training stories                      tokenizer.json, ids.npz
+  tokenizer   byte-level BPE on the training stories                      tokenizer.json
   stable      float training at a constant rate, until --stable-tokens
               or until a file `decay_now` appears in the work folder      stable.pt
-  float       from stable.pt, float; the rate falls to zero, the plainest
+  cool        float, the rate falls to three tenths; all the stories, in
+              most of them other names for the characters                 cool.pt
+  float       from cool.pt, float; the rate falls to zero, the plainest
               stories                                                     float.pt
-  int4        from stable.pt as well, the same windows, with the forward
+  int4        from cool.pt as well, the same windows, with the forward
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
               the text and from the predictions of float.pt               int4.pt
@@ -35,7 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=3e6, help="tokens of each decay (default: %(default).0f)")
+    add("--cool-tokens", type=float, default=18.6e6, help="tokens while it falls to 0.3 (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=4e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")
@@ -43,7 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--heads", type=int, default=8, help="(default: %(default)s)")
     add("--kv-heads", type=int, default=4, help="(default: %(default)s)")
     add("--context", type=int, default=512, help="tokens of a window (default: %(default)s)")
-    add("--batch", type=int, default=4, help="windows a step (default: %(default)s)")
     add("--matrix-rate", type=float, default=0.012, help="learning rate of Muon (default: %(default)s)")
     add("--vector-rate", type=float, default=0.0035, help="learning rate of AdamW (default: %(default)s)")
     add("--seed", type=int, default=20, help="(default: %(default)s)")
@@ -71,15 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
         options.kv_heads,
         options.context,
     )
+    decay = int(options.decay_tokens)
+    tokens = {"stable": int(options.stable_tokens), "cool": int(options.cool_tokens), "float": decay, "int4": decay}
     plan = Plan(
         corpus=options.corpus,
         out=options.out,
         work=options.work,
         shape=shape,
         seed=options.seed,
-        batch=options.batch,
-        stable_tokens=int(options.stable_tokens),
-        decay_tokens=int(options.decay_tokens),
+        tokens=tokens,
         matrix_rate=options.matrix_rate,
         vector_rate=options.vector_rate,
         workers=options.workers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ gguf = pytest.importorskip("gguf")
 from models.training import data, export, loop, quantization  # noqa: E402
 from models.training.model import Llama, Shape, attention  # noqa: E402
 from models.training.optimizer import Optimizer, orthogonalize  # noqa: E402
+from models.training.renaming import GROUPS, rename  # noqa: E402
 
 SHAPE = Shape(vocab=260, hidden=64, feed_forward=96, layers=2, heads=4, kv_heads=2, context=24)
 
@@ -116,7 +118,7 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
     model, rounded = tiny_model(5), Llama(SHAPE)
     optimizer = Optimizer(model, 0.01, 0.003, 0.05)
     batch = torch.randint(0, SHAPE.vocab, (4, 25))
-    stage = loop.Stage("int4", True, 0, 2, True)
+    stage = loop.Stage("int4", True, steps=2, batch=4, rates=(0.3, 0.0))
     with ThreadPoolExecutor(2) as pool:
         for step in range(2):
             loop.train_step(model, rounded, tiny_model(6), batch, pool)
@@ -132,19 +134,61 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
         assert torch.equal(wanted, found)
 
 
+def test_rates_fall_to_zero_and_begin_with_a_warm_up() -> None:
+    falling = loop.Stage("float", False, steps=5, batch=4, rates=(0.4, 0.0))
+    assert [falling.factor(step) for step in range(5)] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert falling.factor(4) == 0
+    constant = loop.Stage("stable", False, steps=9, batch=4, rates=(1.0, 1.0), warmup_steps=4)
+    assert [constant.factor(step) for step in range(9)] == pytest.approx([0.25, 0.5, 0.75] + 6 * [1.0])
+
+
+STORIES = [data.Story(f"Peter was fox {i}. " + "He went to the wood. " * 9, 1.0 + i % 3) for i in range(10)]
+MIX = data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.5)
+
+
 def test_windows_depend_only_on_seed_and_index() -> None:
-    ids = [np.arange(i, i + 50, dtype=np.uint16) for i in range(0, 500, 50)]
-    scores = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0]
-    straight = data.Windows(ids, scores, 16, seed=6, copies=data.COPIES).take(0, 200)
-    resumed = data.Windows(ids, scores, 16, seed=6, copies=data.COPIES)
+    tokenizer = data.train_tokenizer(STORIES, 300)
+    straight = data.Windows(tokenizer, STORIES, 16, 6, MIX).take(0, 200)
+    resumed = data.Windows(tokenizer, STORIES, 16, 6, MIX)
     assert straight.shape == (200, 17)
     np.testing.assert_array_equal(resumed.take(123, 77), straight[123:])
-    assert (data.Windows(ids, scores, 16, seed=7, copies=data.COPIES).take(0, 200) != straight).any()
+    assert (data.Windows(tokenizer, STORIES, 16, 7, MIX).take(0, 200) != straight).any()
+
+
+def test_a_round_reads_each_story_as_often_as_the_mix_says() -> None:
+    """Windows of one token follow each other through a round; its first few tokens may be cut off."""
+    tokenizer = data.train_tokenizer(STORIES, 300)
+    lengths = [len(ids) for ids in data.encode_texts(tokenizer, [story.text for story in STORIES])]
+    tokens = sum(length * MIX.copies_of(story.score) for length, story in zip(lengths, STORIES))
+    windows = data.Windows(tokenizer, STORIES, 1, 6, data.Mix(MIX.copies, renamed=0.0)).take(0, tokens - 1)
+    begun = int((windows[:, 0] == data.END_OF_TEXT_ID).sum())
+    assert begun == 4 * 3 + 3 * 2 and MIX.copies_of(3.0) == 0
 
 
 def test_windows_of_too_few_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="the stories of one round have 9 tokens; windows of 16 need more"):
-        data.Windows([np.zeros(9, np.uint16)], [1.0], 16, seed=6, copies=data.DECAY_COPIES).take(0, 1)
+    tokenizer = data.train_tokenizer(STORIES, 300)
+    windows = data.Windows(tokenizer, [data.Story("Peter.", 1.0)], 16, 6, MIX)
+    with pytest.raises(ValueError, match=r"the stories of one round have [0-9]+ tokens; windows of 16 need more"):
+        windows.take(0, 1)
+
+
+def test_renaming_keeps_each_character_one_character() -> None:
+    text = (
+        'Peter Rabbit met the foxes. Peter\'s fox saw two mice, a bear and Alice; "Mouse!" cried Peter. Peterkin ran.'
+    )
+    words = re.findall(r"[A-Za-z]+", text)
+    group_of = {word: i for i, group in enumerate(GROUPS) for forms in group for word in forms}
+    for seed in range(20):
+        renamed = rename(text, np.random.default_rng(seed))
+        pairs = set(zip(words, re.findall(r"[A-Za-z]+", renamed)))
+        assert len(pairs) == len(set(words)) == len({new for _, new in pairs})  # one to one
+        for old, new in pairs:
+            assert group_of.get(old) == group_of.get(new) and old.istitle() == new.istitle()
+            assert old in group_of or old == new
+        forms = {form: forms for group in GROUPS for forms in group for form in forms}
+        other = dict(pairs)
+        assert forms[other["fox"]] == forms[other["foxes"]] and forms[other["mice"]] == forms[other["Mouse"]]
+    assert rename(text, np.random.default_rng(1)) == rename(text, np.random.default_rng(1)) != text
 
 
 def test_a_share_of_the_loss_is_the_distance_to_a_teacher() -> None:

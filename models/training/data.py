@@ -2,7 +2,7 @@
 
 A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`): one story after another, each
 followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is plainer) in the
-files' order. Plain stories are used more often: COPIES says how many times a story appears in one round of training.
+files' order. Plain stories are read more often, and some under other names: a stage's Mix says which.
 
     stream   <|endoftext|> story <|endoftext|> story ...       uint16
     window   512 inputs and the 512 tokens that follow them    (T + 1,)
@@ -17,13 +17,25 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from models.training.renaming import rename
+
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-Copies = tuple[tuple[float, int], ...]
-COPIES: Copies = ((1.8, 3), (2.4, 2), (float("inf"), 0))
-"""Upper bound of the simplicity score, and how often such a story is used in one round."""
-DECAY_COPIES: Copies = ((1.8, 1), (float("inf"), 0))
-"""The same while the learning rate falls: what is learned last shows most, and the model should write plainly."""
+TEXTS_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Which stories a stage of training reads in one round, and how."""
+
+    copies: tuple[tuple[float, int], ...]
+    """Upper bounds of the simplicity score, ascending, each with how often such a story is read."""
+    renamed: float
+    """Share of them whose characters get other names (models/training/renaming.py)."""
+
+    def copies_of(self, score: float) -> int:
+        """How often a story of that simplicity score is read; 0 above the last bound."""
+        return next((count for bound, count in self.copies if score < bound), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +82,24 @@ def train_tokenizer(stories: list[Story], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_stories(tokenizer: Tokenizer, stories: list[Story]) -> list[np.ndarray]:
-    """Encode each story as uint16 ids that begin with the end-of-text entry (it stands between stories)."""
-    encodings = tokenizer.encode_batch([story.text for story in stories])
-    return [np.array([END_OF_TEXT_ID, *encoding.ids], np.uint16) for encoding in encodings]
+def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """Encode each text as uint16 ids that begin with the end-of-text entry (it stands between stories)."""
+    ids = []
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        for encoding in tokenizer.encode_batch_fast(texts[first : first + TEXTS_AT_ONCE]):
+            ids.append(np.array([END_OF_TEXT_ID, *encoding.ids], np.uint16))
+    return ids
 
 
 class Windows:
     """Training windows in a fixed order: window i depends only on the seed, so a run resumes by its count of windows."""
 
-    def __init__(self, ids: list[np.ndarray], scores: list[float], length: int, seed: int, copies: Copies) -> None:
-        """ids: one uint16 array per story; scores: their simplicity; length: T, tokens predicted per window."""
-        self._ids = ids
-        self._copies = [next(count for bound, count in copies if score < bound) for score in scores]
+    def __init__(self, tokenizer: Tokenizer, stories: list[Story], length: int, seed: int, mix: Mix) -> None:
+        """length: T, tokens predicted per window."""
+        self._tokenizer = tokenizer
+        self._stories = stories
+        self._copies = [mix.copies_of(story.score) for story in stories]
+        self._renamed = mix.renamed
         self._length = length
         self._seed = seed
         self._round = -1
@@ -93,8 +110,11 @@ class Windows:
         """Lay the stories of the next round end to end, in a new order, and cut them into windows in a new order."""
         self._round += 1
         rng = np.random.default_rng([self._seed, self._round])
-        order = rng.permutation(np.repeat(np.arange(len(self._ids)), self._copies))
-        stream = np.concatenate([self._ids[i] for i in order])
+        texts = []
+        for i in rng.permutation(np.repeat(np.arange(len(self._stories)), self._copies)):
+            text = self._stories[i].text
+            texts.append(rename(text, rng) if rng.random() < self._renamed else text)
+        stream = np.concatenate(encode_texts(self._tokenizer, texts))
         tokens = len(stream)
         stream = stream[int(rng.integers(self._length)) :]
         count = (len(stream) - 1) // self._length
@@ -132,5 +152,5 @@ class Validation:
 
 def make_validation(tokenizer: Tokenizer, stories: list[Story]) -> Validation:
     """Encode held-out stories into one stream."""
-    stream = np.concatenate(encode_stories(tokenizer, stories)).astype(np.int64)
+    stream = np.concatenate(encode_texts(tokenizer, [story.text for story in stories])).astype(np.int64)
     return Validation(stream, sum(len(story.text.encode()) for story in stories))

@@ -1,4 +1,4 @@
-"""The training loop: two workers, a warm-up, a constant stage and a linear decay, checkpoints.
+"""The training loop: two workers, stages of constant or falling rates, checkpoints.
 
 The learning rate is counted in steps, never in time, so a run may be paused, killed and resumed: the same seed gives
 the same windows. Each worker computes whole micro-batches with one thread (on shared processors this is many times
@@ -28,52 +28,63 @@ MICRO_BATCH = 2
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of training: steps first_step .. last_step - 1, the rate falling linearly to zero if `decay`.
+    """A stretch of training: `steps` steps of `batch` windows, the rates falling linearly from rates[0] to rates[1].
 
-    The last step of a decay has the rate zero: its forward pass is that of the finished model.
+    Both are shares of the full rates. Where they fall to zero, the last step has the rate zero: its forward pass is that
+    of the finished model. Where they stay as they are, a file `decay_now` in the work folder ends the stage.
     """
 
     name: str
     int4: bool
-    first_step: int
-    last_step: int
-    decay: bool
+    steps: int
+    batch: int
+    rates: tuple[float, float]
     warmup_steps: int = 0
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at `step`."""
-        if self.decay:
-            return (self.last_step - 1 - step) / (self.last_step - self.first_step)
-        return min(1.0, (step + 1) / self.warmup_steps)
+        """What the learning rates are multiplied by at `step`, counted from the beginning of the stage."""
+        if step < self.warmup_steps:
+            return self.rates[0] * (step + 1) / self.warmup_steps
+        done = step / max(1, self.steps - 1)
+        return self.rates[0] * (1 - done) + self.rates[1] * done
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """What all stages share."""
 
     folder: Path
-    windows: Windows
     quick: list[np.ndarray]
     quick_bytes_per_token: float
-    batch: int
     save_every: int
     report_every: int
-    workers: int = 2
+    workers: int
 
 
-def save(path: Path, model: Llama, optimizer: Optimizer, step: int) -> None:
-    """Write a checkpoint; the file appears whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
-    part.replace(path)
+@dataclass(slots=True)
+class State:
+    """What a checkpoint holds: the model, its optimizer, and how far training has come."""
 
+    model: Llama
+    optimizer: Optimizer
+    step: int = 0
+    """Steps of the present stage that are done."""
+    tokens: int = 0
+    """Tokens predicted in all stages."""
 
-def restore(path: Path, model: Llama, optimizer: Optimizer) -> int:
-    """Load a checkpoint and return the step that comes next."""
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; the file appears whole or not at all."""
+        part = path.with_suffix(".part")
+        whole = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**whole, "step": self.step, "tokens": self.tokens}, part)
+        part.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint."""
+        saved = torch.load(path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.tokens = int(saved["step"]), int(saved["tokens"])
 
 
 def train_step(
@@ -118,42 +129,42 @@ def quick_check(run: Run, model: Llama, rounded: Llama | None, pool: ThreadPoolE
     return bits_per_byte_quick(rounded, run.quick, run.quick_bytes_per_token, "int8", pool)
 
 
-def train(run: Run, stage: Stage, model: Llama, teacher: Llama | None, optimizer: Optimizer, step: int) -> int:
-    """Train from `step` to the end of the stage, or until the file `decay_now` appears during a constant stage.
+def train(run: Run, stage: Stage, windows: Windows, state: State, teacher: Llama | None) -> None:
+    """Train from `state` to the end of the stage.
 
     Writes `<stage>.last.pt` every `save_every` steps, `<stage>.pt` at the end, and a row of `loss.csv` per report:
-    stage, step, tokens, training loss in nats per token, quick validation in bits per byte. Returns the step reached.
+    stage, step, tokens, training loss in nats per token, quick validation in bits per byte.
     """
     torch.set_num_threads(1)
-    length = run.windows.take(step * run.batch, 1).shape[1] - 1
+    model = state.model
     losses: list[float] = []
-    began, began_step = time.monotonic(), step
+    began, began_tokens = time.monotonic(), state.tokens
     stop_file = run.folder / "decay_now"
+    constant = stage.rates[0] == stage.rates[1]
     rounded = Llama(model.shape) if stage.int4 else None
     with ThreadPoolExecutor(run.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while step < stage.last_step and (stage.decay or not stop_file.exists()):
-            batch = torch.from_numpy(run.windows.take(step * run.batch, run.batch))
-            factor = stage.factor(step)
+        while state.step < stage.steps and not (constant and stop_file.exists()):
+            batch = torch.from_numpy(windows.take(state.step * stage.batch, stage.batch))
+            factor = stage.factor(state.step)
             if rounded is not None and factor == 0:
                 losses.append(last_step(model, rounded, batch, pool))
             else:
                 losses.append(train_step(model, rounded, teacher, batch, pool))
-                optimizer.step(factor, pool)
-            step += 1
-            if step % run.report_every == 0 or step == stage.last_step:
+                state.optimizer.step(factor, pool)
+            state.step += 1
+            state.tokens += batch[:, 1:].numel()
+            if state.step % run.report_every == 0 or state.step == stage.steps:
                 bits = quick_check(run, model, rounded, pool)
                 loss = sum(losses) / len(losses)
-                rate = (step - began_step) * run.batch * length / (time.monotonic() - began)
-                tokens = step * run.batch * length
+                rate = (state.tokens - began_tokens) / (time.monotonic() - began)
                 with (run.folder / "loss.csv").open("a", newline="") as file:
-                    csv.writer(file).writerow([stage.name, step, tokens, f"{loss:.4f}", f"{bits:.4f}"])
+                    csv.writer(file).writerow([stage.name, state.step, state.tokens, f"{loss:.4f}", f"{bits:.4f}"])
                 sys.stderr.write(
-                    f"{stage.name}: step {step}/{stage.last_step}, {tokens / 1e6:.2f} M tokens, loss {loss:.3f}, "
-                    f"valid {bits:.3f} bits/byte, {rate:.0f} tokens/s\n"
+                    f"{stage.name}: step {state.step}/{stage.steps}, {state.tokens / 1e6:.2f} M tokens, "
+                    f"loss {loss:.3f}, valid {bits:.3f} bits/byte, {rate:.0f} tokens/s\n"
                 )
                 sys.stderr.flush()
                 losses.clear()
-            if step % run.save_every == 0:
-                save(run.folder / f"{stage.name}.last.pt", model, optimizer, step)
-    save(run.folder / f"{stage.name}.pt", model, optimizer, step)
-    return step
+            if state.step % run.save_every == 0:
+                state.save(run.folder / f"{stage.name}.last.pt")
+    state.save(run.folder / f"{stage.name}.pt")

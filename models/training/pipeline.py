@@ -1,9 +1,12 @@
 """From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
 
-    stable    float, constant rate ----+--> float   float, rate to zero: the model to compare with (F16 file) and, rounded
-                                       |            plainly, the INT4 file to compare with
-                                       +--> int4    quantised forward, rate to zero, same windows, learning from the text
-                                                    and from the predictions of `float`: the model we ship
+    stable   float, constant rate, the plainer two thirds
+    cool     float, the rate falls to three tenths, all stories, renamed
+      |
+      +--> float   float, the rate falls to zero: the model to compare with (F16 file) and, rounded plainly, the INT4
+      |            file to compare with
+      +--> int4    quantised forward, same rates, same windows, learning from the text and from the predictions of
+                   `float`: the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -17,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -31,6 +33,28 @@ from models.training.plot import plot_losses
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.05
+ALL = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a stage trains."""
+
+    batch: int
+    """Windows a step: small steps bring a young model on, larger ones an old one."""
+    rates: tuple[float, float]
+    """The learning rates at its beginning and its end, as shares of the full ones."""
+    mix: data.Mix
+
+
+DECAY = Recipe(batch=8, rates=(0.3, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8))
+"""What is learned last shows most, and the model should write plainly."""
+RECIPES = {
+    "stable": Recipe(batch=4, rates=(1.0, 1.0), mix=data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.0)),
+    "cool": Recipe(batch=8, rates=(1.0, 0.3), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8)),
+    "float": DECAY,
+    "int4": DECAY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +66,11 @@ class Plan:
     work: Path
     shape: Shape
     seed: int
-    batch: int
-    stable_tokens: int
-    decay_tokens: int
+    tokens: dict[str, int]
+    """Of each stage in RECIPES."""
     matrix_rate: float
     vector_rate: float
     workers: int
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Predicted tokens in one optimiser step."""
-        return self.batch * self.shape.context
 
 
 def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
@@ -63,39 +81,49 @@ def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _prepare_ids(plan: Plan, tokenizer: Tokenizer, stories: list[data.Story]) -> list[np.ndarray]:
-    path = plan.work / "ids.npz"
-    if not path.exists():
-        sys.stderr.write("encoding the stories\n")
-        ids = data.encode_stories(tokenizer, stories)
-        np.savez(path, ids=np.concatenate(ids), lengths=[len(i) for i in ids])
-    with np.load(path) as stored:
-        return np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
-
-
-def _run_stage(run: loop.Run, plan: Plan, name: str, before: Path | None, teacher: Path | None = None) -> Path:
-    """Run one stage to its end unless that was reached before; return the path of its checkpoint."""
-    finished, unfinished = run.folder / f"{name}.pt", run.folder / f"{name}.last.pt"
-    if finished.exists():
-        return finished
+def _begin(plan: Plan) -> loop.State:
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
-    optimizer = Optimizer(model, plan.matrix_rate, plan.vector_rate, WEIGHT_DECAY)
-    first = 0 if before is None else loop.restore(before, model, optimizer)
-    step = loop.restore(unfinished, model, optimizer) if unfinished.exists() else first
-    sys.stderr.write(f"{name}: {model.count() / 1e6:.2f} M parameters, from step {step}\n")
-    tokens = plan.stable_tokens if before is None else plan.decay_tokens
-    last = first + tokens // plan.tokens_per_step
-    stage = loop.Stage(name, name == "int4", first, last, before is not None, WARMUP_STEPS)
-    loop.train(run, stage, model, None if teacher is None else _load(plan, teacher)[0], optimizer, step)
-    return finished
+    return loop.State(model, Optimizer(model, plan.matrix_rate, plan.vector_rate, WEIGHT_DECAY))
 
 
-def _load(plan: Plan, checkpoint: Path) -> tuple[Llama, int]:
-    state = torch.load(checkpoint, weights_only=True)
-    model = Llama(plan.shape)
-    model.load_state_dict(state["model"])
-    return model, int(state["step"]) * plan.tokens_per_step
+def _load(plan: Plan, checkpoint: Path) -> loop.State:
+    state = _begin(plan)
+    state.restore(checkpoint)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Runs the stages of a plan on its stories."""
+
+    plan: Plan
+    run: loop.Run
+    tokenizer: Tokenizer
+    stories: list[data.Story]
+
+    def finish(self, name: str, before: Path | None = None, teacher: Path | None = None) -> Path:
+        """Bring a stage to its end, unless that was reached before; return the path of its checkpoint.
+
+        before: the checkpoint that it begins with; teacher: that of a float model, to learn from.
+        """
+        plan, finished, unfinished = self.plan, self.run.folder / f"{name}.pt", self.run.folder / f"{name}.last.pt"
+        if finished.exists():
+            return finished
+        state = _begin(plan)
+        if unfinished.exists():
+            state.restore(unfinished)
+        elif before is not None:
+            state.restore(before)
+            state.step = 0
+        sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
+        recipe = RECIPES[name]
+        steps = plan.tokens[name] // (recipe.batch * plan.shape.context)
+        warmup = WARMUP_STEPS if before is None else 0
+        stage = loop.Stage(name, name == "int4", steps, recipe.batch, recipe.rates, warmup)
+        windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, plan.seed, recipe.mix)
+        loop.train(self.run, stage, windows, state, None if teacher is None else _load(plan, teacher).model)
+        return finished
 
 
 def check_file(path: Path, model: Llama) -> None:
@@ -139,32 +167,27 @@ def run_pipeline(plan: Plan) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
     stories = data.read_stories(plan.corpus, "train")
     tokenizer = _prepare_tokenizer(plan, stories)
-    ids = _prepare_ids(plan, tokenizer, stories)
     validation = data.make_validation(tokenizer, data.read_stories(plan.corpus, "valid"))
-    scores = [story.score for story in stories]
-    windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.COPIES)
     full = validation.windows(plan.shape.context)[:-1]
     quick = full[:: max(1, len(full) // QUICK_WINDOWS)]
     bytes_per_token = validation.text_bytes / (len(validation.stream) - 1)
-    run = loop.Run(plan.work, windows, quick, bytes_per_token, plan.batch, 200, 50, plan.workers)
+    run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
-    stable = _run_stage(run, plan, "stable", None)
-    teacher = None
-    for name in ("float", "int4"):
-        run.windows = data.Windows(ids, scores, plan.shape.context, plan.seed, data.DECAY_COPIES)
-        teacher = _run_stage(run, plan, name, stable, teacher)
+    stages = Stages(plan, run, tokenizer, stories)
+    cooled = stages.finish("cool", stages.finish("stable"))
+    floating = stages.finish("float", cooled)
+    quantized = stages.finish("int4", cooled, floating)
 
-    float_model, tokens = _load(plan, plan.work / "float.pt")
-    int4_model, _ = _load(plan, plan.work / "int4.pt")
+    float_state, int4_model = _load(plan, floating), _load(plan, quantized).model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",
         "int4": plan.out / "story.gguf",
     }
-    write_gguf(files["float"], float_model, tokenizer, int4=False)
-    write_gguf(files["rounded"], float_model, tokenizer, int4=True)
+    write_gguf(files["float"], float_state.model, tokenizer, int4=False)
+    write_gguf(files["rounded"], float_state.model, tokenizer, int4=True)
     write_gguf(files["int4"], int4_model, tokenizer, int4=True)
     check_file(files["int4"], int4_model)
     plot_losses(plan.work / "loss.csv", plan.out / "loss.png")
-    _measure(plan, validation, run, files, tokens)
+    _measure(plan, validation, run, files, float_state.tokens)
     _write_samples(plan, tokenizer, files["int4"])

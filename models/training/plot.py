@@ -10,7 +10,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-LABELS = {"stable": "float, constant rate", "float": "float, rate to zero", "int4": "INT4-aware, rate to zero"}
+LABELS = {
+    "stable": "float, constant rate",
+    "cool": "float, falling rate",
+    "float": "float, rate to zero",
+    "int4": "INT4-aware, rate to zero",
+}
 
 
 def plot_losses(source: Path, picture: Path) -> None:
