@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
 gguf = pytest.importorskip("gguf")
 
-from models.training import data, export, loop, quantization  # noqa: E402
+from models.training import data, export, loop, openings, quantization  # noqa: E402
 from models.training.model import Llama, Shape, attention  # noqa: E402
 from models.training.optimizer import Optimizer, orthogonalize  # noqa: E402
 from models.training.renaming import GROUPS, rename  # noqa: E402
@@ -143,7 +143,7 @@ def test_rates_fall_to_zero_and_begin_with_a_warm_up() -> None:
 
 
 STORIES = [data.Story(f"Peter was fox {i}. " + "He went to the wood. " * 9, 1.0 + i % 3) for i in range(10)]
-MIX = data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.5)
+MIX = data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.5, told=True)
 
 
 def test_windows_depend_only_on_seed_and_index() -> None:
@@ -159,15 +159,15 @@ def test_a_round_reads_each_story_as_often_as_the_mix_says() -> None:
     """Windows of one token follow each other through a round; its first few tokens may be cut off."""
     tokenizer = data.train_tokenizer(STORIES, 300)
     lengths = [len(ids) for ids in data.encode_texts(tokenizer, [story.text for story in STORIES])]
-    tokens = sum(length * MIX.copies_of(story.score) for length, story in zip(lengths, STORIES))
-    windows = data.Windows(tokenizer, STORIES, 1, 6, data.Mix(MIX.copies, renamed=0.0)).take(0, tokens - 1)
+    tokens = sum(length * MIX.copies_of(story) for length, story in zip(lengths, STORIES))
+    windows = data.Windows(tokenizer, STORIES, 1, 6, data.Mix(MIX.copies, renamed=0.0, told=False)).take(0, tokens - 1)
     begun = int((windows[:, 0] == data.END_OF_TEXT_ID).sum())
-    assert begun == 4 * 3 + 3 * 2 and MIX.copies_of(3.0) == 0
+    assert begun == 4 * 3 + 3 * 2
 
 
 def test_windows_of_too_few_tokens_are_refused() -> None:
     tokenizer = data.train_tokenizer(STORIES, 300)
-    windows = data.Windows(tokenizer, [data.Story("Peter.", 1.0)], 16, 6, MIX)
+    windows = data.Windows(tokenizer, [data.Story("Then.", 1.0)], 16, 6, MIX)
     with pytest.raises(ValueError, match=r"the stories of one round have [0-9]+ tokens; windows of 16 need more"):
         windows.take(0, 1)
 
@@ -189,6 +189,35 @@ def test_renaming_keeps_each_character_one_character() -> None:
         other = dict(pairs)
         assert forms[other["fox"]] == forms[other["foxes"]] and forms[other["mice"]] == forms[other["Mouse"]]
     assert rename(text, np.random.default_rng(1)) == rename(text, np.random.default_rng(1)) != text
+
+
+def test_stories_are_cut_where_a_character_enters() -> None:
+    first = ["The day was long. " * 40, '"Oh!" said he. ' * 40, "He sat down. " * 20]
+    second = ["Uncle Wiggily went home. " * 30, "Then Peter Rabbit went home. " * 30, "Peter Rabbit saw him. " * 30]
+    third = ["Old Mr. Toad was glad. " * 3, "Jimmy Skunk was not. "]
+    text = "\n\n".join(first + second + third)
+    assert openings.tell(text) == [
+        "\n\n".join(first),
+        "Once upon a time " + "\n\n".join(second),
+        "Once upon a time " + "\n\n".join(third),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("story", "told"),
+    [
+        ("Peter sat down.", "Once upon a time Peter sat down."),
+        ("Little Joe Otter sat down.", "Once upon a time Little Joe Otter sat down."),
+        ("A fox sat down.", "Once upon a time a fox sat down."),
+        ("There were two foxes.", "Once upon a time there were two foxes."),
+        ("There was once a fox.", "There was once a fox."),
+        ("Once upon a time, a fox.", "Once upon a time, a fox."),
+        ('"Well!" said Peter.', '"Well!" said Peter.'),
+        ("When Peter Rabbit came, he sat down.", "When Peter Rabbit came, he sat down."),
+    ],
+)
+def test_a_story_begins_like_a_tale_if_its_first_words_say_of_whom(story: str, told: str) -> None:
+    assert openings.tell(story) == [told]
 
 
 def test_a_share_of_the_loss_is_the_distance_to_a_teacher() -> None:

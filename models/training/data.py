@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from models.training.openings import tell
 from models.training.renaming import rename
 
 END_OF_TEXT = "<|endoftext|>"
@@ -25,25 +26,30 @@ TEXTS_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
-    """Which stories a stage of training reads in one round, and how."""
-
-    copies: tuple[tuple[float, int], ...]
-    """Upper bounds of the simplicity score, ascending, each with how often such a story is read."""
-    renamed: float
-    """Share of them whose characters get other names (models/training/renaming.py)."""
-
-    def copies_of(self, score: float) -> int:
-        """How often a story of that simplicity score is read; 0 above the last bound."""
-        return next((count for bound, count in self.copies if score < bound), 0)
-
-
-@dataclass(frozen=True, slots=True)
 class Story:
     """One story or chapter of the corpus with its simplicity score."""
 
     text: str
     score: float
+
+
+Copies = tuple[tuple[float, int], ...]
+"""Upper bounds of the simplicity score, ascending, each with how often such a story is read in one round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Which stories a stage of training reads, and how."""
+
+    copies: Copies
+    renamed: float
+    """Share of them whose characters get other names (models/training/renaming.py)."""
+    told: bool
+    """Whether they are cut into parts that begin with "Once upon a time" (models/training/openings.py)."""
+
+    def copies_of(self, story: Story) -> int:
+        """How often `story` is read in one round; 0 above the last bound."""
+        return next((count for bound, count in self.copies if story.score < bound), 0)
 
 
 def read_stories(corpus: Path, part: str) -> list[Story]:
@@ -98,8 +104,8 @@ class Windows:
         """length: T, tokens predicted per window."""
         self._tokenizer = tokenizer
         self._stories = stories
-        self._copies = [mix.copies_of(story.score) for story in stories]
-        self._renamed = mix.renamed
+        self._copies = [mix.copies_of(story) for story in stories]
+        self._mix = mix
         self._length = length
         self._seed = seed
         self._round = -1
@@ -110,10 +116,12 @@ class Windows:
         """Lay the stories of the next round end to end, in a new order, and cut them into windows in a new order."""
         self._round += 1
         rng = np.random.default_rng([self._seed, self._round])
-        texts = []
+        texts: list[str] = []
         for i in rng.permutation(np.repeat(np.arange(len(self._stories)), self._copies)):
             text = self._stories[i].text
-            texts.append(rename(text, rng) if rng.random() < self._renamed else text)
+            if rng.random() < self._mix.renamed:
+                text = rename(text, rng)
+            texts += tell(text) if self._mix.told else [text]
         stream = np.concatenate(encode_texts(self._tokenizer, texts))
         tokens = len(stream)
         stream = stream[int(rng.integers(self._length)) :]

@@ -47,11 +47,11 @@ class Recipe:
     mix: data.Mix
 
 
-DECAY = Recipe(batch=8, rates=(0.3, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8))
+DECAY = Recipe(batch=8, rates=(0.3, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8, told=True))
 """What is learned last shows most, and the model should write plainly."""
 RECIPES = {
-    "stable": Recipe(batch=4, rates=(1.0, 1.0), mix=data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.0)),
-    "cool": Recipe(batch=8, rates=(1.0, 0.3), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8)),
+    "stable": Recipe(batch=4, rates=(1.0, 1.0), mix=data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.0, told=False)),
+    "cool": Recipe(batch=8, rates=(1.0, 0.3), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8, told=False)),
     "float": DECAY,
     "int4": DECAY,
 }
