@@ -6,7 +6,7 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   tokenizer   byte-level BPE on the training stories                      tokenizer.json
   stable      float training at a constant rate, until --stable-tokens
               or until a file `decay_now` appears in the work folder      stable.pt
-  cool        float, the rate falls to three tenths; all the stories, in
+  cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
   float       from cool.pt, float; the rate falls to zero, the plainest
               stories                                                     float.pt
@@ -37,8 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
-    add("--cool-tokens", type=float, default=18.6e6, help="tokens while it falls to 0.3 (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=4e6, help="tokens of each decay (default: %(default).0f)")
+    add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=5e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")

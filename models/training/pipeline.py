@@ -1,7 +1,7 @@
 """From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
 
     stable   float, constant rate, the plainer two thirds
-    cool     float, the rate falls to three tenths, all stories, renamed
+    cool     float, the rate falls to less than half, all stories, renamed
       |
       +--> float   float, the rate falls to zero: the model to compare with (F16 file) and, rounded plainly, the INT4
       |            file to compare with
@@ -47,11 +47,11 @@ class Recipe:
     mix: data.Mix
 
 
-DECAY = Recipe(batch=8, rates=(0.3, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8, told=True))
+DECAY = Recipe(batch=8, rates=(0.45, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8, told=True))
 """What is learned last shows most, and the model should write plainly."""
 RECIPES = {
     "stable": Recipe(batch=4, rates=(1.0, 1.0), mix=data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.0, told=False)),
-    "cool": Recipe(batch=8, rates=(1.0, 0.3), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8, told=False)),
+    "cool": Recipe(batch=8, rates=(1.0, 0.45), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8, told=False)),
     "float": DECAY,
     "int4": DECAY,
 }
