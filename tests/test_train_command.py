@@ -1,0 +1,81 @@
+"""models/train.py from a tiny corpus to the GGUF files, and after a stop. Needs the extra `train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
+pytest.importorskip("gguf")
+pytest.importorskip("matplotlib")
+
+import engine  # noqa: E402
+from models.train import main  # noqa: E402
+from models.training import loop  # noqa: E402
+from models.training.export import read_gguf  # noqa: E402
+
+HEROES = ("Peter Rabbit", "Old Mr. Toad", "Jimmy Skunk", "Betty", "The king", "A fox")
+ACTS = ("went into the wood", "saw two mice by the brook", "was glad to be at home", "said nothing, and sat down")
+SIZES = "--vocab 300 --hidden 64 --feed-forward 64 --layers 2 --heads 2 --kv-heads 1 --context 32 --workers 1"
+TOKENS = "--stable-tokens 4e3 --cool-tokens 60e3 --decay-tokens 6e3"
+
+
+def write_corpus(folder: Path) -> None:
+    """Forty stories to train on and four held out, of sentences put together by chance."""
+    rng = np.random.default_rng(3)
+    rows = ["file\tscore"]
+    for name, count in (("train.txt", 40), ("valid.txt", 4)):
+        stories = []
+        for i in range(count):
+            paragraphs = [f"{rng.choice(HEROES)} {rng.choice(ACTS)}. " * 9 for _ in range(4)]
+            stories.append("\n\n".join(paragraphs) + "\n<|endoftext|>\n")
+            rows.append(f"{name}\t{1.0 + i % 3 * 0.7}")
+        (folder / name).write_text("".join(stories))
+    (folder / "index.tsv").write_text("\n".join(rows) + "\n")
+
+
+def train(corpus: Path, folder: Path) -> int:
+    return main(
+        ["--corpus", str(corpus), "--out", str(folder), "--work", str(folder / "work"), *SIZES.split(), *TOKENS.split()]
+    )
+
+
+def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, straight, stopped = (tmp_path / name for name in ("corpus", "straight", "stopped"))
+    corpus.mkdir()
+    write_corpus(corpus)
+    assert train(corpus, straight) == 0
+    measured = json.loads((straight / "work" / "measured.json").read_text())
+    assert measured["tokens"] == 3968 + 59904 + 5888  # whole steps of 4 and of 8 windows
+    assert measured["float"]["bits_per_byte"] < 2  # untrained it has some 3
+    assert {path.name for path in straight.iterdir()} >= {"story.gguf", "story-f16.gguf", "loss.png"}
+
+    llm, model = engine.load(straight / "story.gguf"), read_gguf(straight / "story.gguf")
+    ids = llm.tokenize("Once upon a time Peter Rabbit")
+    with torch.no_grad():
+        np.testing.assert_array_equal(model(torch.tensor([ids]), "engine")[0].numpy(), llm.logits(ids))
+
+    train_step, steps = loop.train_step, []
+
+    def interrupted(*arguments: object) -> float:
+        steps.append(1)
+        if len(steps) == 160:  # some steps after the first checkpoint of `cool`
+            raise KeyboardInterrupt
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupted)
+        assert train(corpus, stopped) == 130
+    assert (stopped / "work" / "cool.last.pt").exists() and not (stopped / "work" / "cool.pt").exists()
+    assert train(corpus, stopped) == 0
+    assert (stopped / "story.gguf").read_bytes() == (straight / "story.gguf").read_bytes()
+
+
+def test_a_corpus_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "none", tmp_path / "out") == 1
+    assert capsys.readouterr().err.count("\n") == 1
