@@ -16,7 +16,7 @@ from engine.errors import FileError, OptionError
 if TYPE_CHECKING:
     from engine.results import Timings
 
-DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.8, 0.95
+DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_MIN_P, DEFAULT_PENALTY = 0.8, 0.95, 0.05, 1.1
 QUIET_SECONDS = 1.0
 MOST_PROMPT_BYTES = 64 << 20
 
@@ -43,9 +43,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--top-p", type=float, default=DEFAULT_TOP_P, help="keep the most likely that make up p (default: 0.95)"
     )
-    made.add_argument("--min-p", type=float, default=0.0, help="keep those at least so likely as the first times this")
     made.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="make recent tokens less likely (default: 1)"
+        "--min-p",
+        type=float,
+        default=DEFAULT_MIN_P,
+        help="keep those at least so likely as the first times this (default: 0.05)",
+    )
+    made.add_argument(
+        "--repetition-penalty", type=float, help="make recent tokens less likely (default: 1.1; greedy: 1, none)"
     )
     made.add_argument("--seed", type=int, help="the same seed gives the same text (default: a new one, told on stderr)")
     made.add_argument(
@@ -66,12 +71,15 @@ def _generate(given: argparse.Namespace) -> None:
     begin = time.perf_counter()
     prompt = _prompt(given)
     seed = secrets.randbits(32) if given.seed is None else given.seed
+    penalty = given.repetition_penalty
+    if penalty is None:
+        penalty = 1.0 if given.temperature == 0 else DEFAULT_PENALTY
     sampling: dict[str, Any] = {
         "temperature": given.temperature,
         "top_k": given.top_k,
         "top_p": given.top_p,
         "min_p": given.min_p,
-        "repetition_penalty": given.repetition_penalty,
+        "repetition_penalty": penalty,
         "seed": seed,
     }
     length = {"max_tokens": given.max_tokens, "stop": given.stop, "ignore_eos": given.ignore_eos}

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+import engine
+
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K-F32.gguf"
 
 
@@ -48,6 +50,17 @@ def test_same_seed_same_text_and_a_new_seed_is_told(model: str) -> None:
     seed = first.stderr.split()[1]
     assert run(*command, "--seed", seed).stdout == first.stdout
     assert run(*command, "--seed", seed, "--threads", "1").stdout == first.stdout
+
+
+def test_the_command_draws_as_its_help_says(model: str) -> None:
+    """Its defaults, and none of them but the temperature where that is 0: greedy is the largest logit."""
+    drawn = {"temperature": 0.8, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1, "seed": 3}
+    greedy = {"temperature": 0.0, "repetition_penalty": 1.0}
+    with engine.load(model, threads=1) as llm:
+        for options, sampling in ((("--seed", "3"), drawn), (("--temperature", "0"), greedy)):
+            command = ("engine.generate", "--model", model, "--max-tokens", "40", "--ignore-eos", "--json", "hello")
+            expected = llm.generate("hello", max_tokens=40, ignore_eos=True, **sampling).text
+            assert json.loads(run(*command, *options).stdout)["text"] == expected
 
 
 def test_json_comes_last_and_alone(model: str) -> None:
