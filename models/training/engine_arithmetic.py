@@ -12,7 +12,7 @@
 
 Float32 operations on single elements are the same everywhere (IEEE 754), so all that has to be kept is their order.
 PyTorch's own norm, softmax and products have other orders: a sum that differs in its last bit moves, now and then, an INT8
-code by one, and the next product spreads that over all its outputs (1e-4 to 2e-4 nats in the end). So all is written once
+code by one, and the next product spreads that over all its outputs (1e-4 to 4e-4 nats in the end). So all is written once
 more here. It shares no code with the engine; `tests/test_engine_arithmetic.py` compares their logits. There is no gradient.
 """
 
