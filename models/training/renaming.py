@@ -2,9 +2,10 @@
 
 Told again and again, a small corpus teaches its own characters by heart: after "Peter" comes "Rabbit", whoever the story is
 about. In a renamed story every name of GROUPS becomes another of its group, the same one throughout ("Peter" -> "Harry",
-"fox" -> "bear", "foxes" -> "bears"): a permutation of the group, drawn anew each time. Groups keep the grammar (he or she,
-a or an) and what the animals do. The idea: entity substitution, as in Hermann et al. 2015 (Teaching Machines to Read and
-Comprehend, section 2), who used it so that the answer is in the text alone.
+"fox" -> "lion", "foxes" -> "lions"): a permutation of the group, drawn anew each time. Groups keep the grammar (he or she,
+a or an) and what the animals do; bears and crows keep their names, since "bear" and "crow" are verbs as well. The idea is
+that of Hermann et al. 2015 (Teaching Machines to Read and Comprehend, section 2), who renamed so that the answer is in the
+text alone.
 """
 
 from __future__ import annotations
