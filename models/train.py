@@ -8,8 +8,8 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
               or until a file `decay_now` appears in the work folder      stable.pt
   cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
-  float       from cool.pt, float; the rate falls to zero, the plainest
-              stories                                                     float.pt
+  float       from cool.pt, float; the rate falls to zero; the plainest
+              stories, most of them begun like tales                      float.pt
   int4        from cool.pt as well, the same windows, with the forward
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
