@@ -22,13 +22,13 @@ Scratch of one worker, `score_floats` long, for the P = 2 * pairs heads of a gro
 Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", 2023, section 2.2.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.attention_tiles import TILE, ZERO, least, pair_tiles, quad_tiles, retyped
 from kernels.attention_wide import WIDE_TILE, taken, wide_tiles
+from kernels.lanes import Subroutine
 from kernels.quantize import share
 from kernels.registry import Kernel, kernel, subroutine
 from kernels.run import FIRST, POSITION, ROWS, SLOT, WIDTH
@@ -91,7 +91,8 @@ def finish_head(out: F32, at: Int, sums: F32, i: Int, head_size: Int, total: Flo
         out[at + d] = np.float32(sum_f32(load_f32x8(sums, i + 8 * d)) / total)
 
 
-def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None], Cache: Any) -> Kernel:
+def _attend(load: Subroutine, prefetch: Subroutine, Cache: Any) -> Subroutine:
+    """One row's attention for some heads of a group; the cache is read by `load` and `prefetch`."""
     score_pair, mix_pair, mix_last = pair_tiles(load, prefetch, Cache)
     score_quad, mix_quad = quad_tiles(load, prefetch, Cache)
     score_wide, mix_wide = wide_tiles(load, prefetch, Cache)
@@ -165,7 +166,11 @@ def _attention(name: str, load: Callable[..., Any], prefetch: Callable[..., None
             total = sum_f32(load_f32x8(scratch, totals + 8 * h))
             finish_head(out, o + h * head_size, scratch, sum_a, head_size, total)
 
-    subroutine(retyped(attend, Cache, "keys", "values"))
+    return subroutine(retyped(attend, Cache, "keys", "values"))
+
+
+def _attention(name: str, load: Subroutine, prefetch: Subroutine, Cache: Any) -> Kernel:
+    attend = _attend(load, prefetch, Cache)
 
     def attention(
         rank: Int,
