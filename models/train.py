@@ -4,13 +4,14 @@
 
 stages (each is skipped if its result is in the work folder; a killed run goes on from its last checkpoint):
   tokenizer   byte-level BPE on the training stories                      tokenizer.json
-  stable      float training at a constant rate, until --stable-tokens
-              or until a file `decay_now` appears in the work folder      stable.pt
+  stable      float training at a constant rate, of --first-layers layers;
+              ends too when a file `decay_now` is in the work folder      stable.pt
   cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
-  float       from cool.pt, float; the rate falls to zero; the plainest
-              stories, most of them begun like tales                      float.pt
-  int4        from cool.pt as well, the same windows, with the forward
+  deep        float, all the --layers, the rate falls further             deep.pt
+  float       from deep.pt, float; the rate falls to zero; the plainest
+              stories, and scenes out of them begun like tales            float.pt
+  int4        from deep.pt as well, the same windows, with the forward
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
               the text and from the predictions of float.pt               int4.pt
@@ -38,11 +39,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=5e6, help="tokens of each decay (default: %(default).0f)")
+    add("--deep-tokens", type=float, default=16e6, help="tokens with all the layers (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=2e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")
-    add("--layers", type=int, default=5, help="(default: %(default)s)")
+    add("--layers", type=int, default=8, help="(default: %(default)s)")
+    add("--first-layers", type=int, default=5, help="layers before the stage deep (default: %(default)s)")
     add("--heads", type=int, default=8, help="(default: %(default)s)")
     add("--kv-heads", type=int, default=4, help="(default: %(default)s)")
     add("--context", type=int, default=512, help="tokens of a window (default: %(default)s)")
@@ -74,12 +77,19 @@ def main(arguments: list[str] | None = None) -> int:
         options.context,
     )
     decay = int(options.decay_tokens)
-    tokens = {"stable": int(options.stable_tokens), "cool": int(options.cool_tokens), "float": decay, "int4": decay}
+    tokens = {
+        "stable": int(options.stable_tokens),
+        "cool": int(options.cool_tokens),
+        "deep": int(options.deep_tokens),
+        "float": decay,
+        "int4": decay,
+    }
     plan = Plan(
         corpus=options.corpus,
         out=options.out,
         work=options.work,
         shape=shape,
+        first_layers=options.first_layers,
         seed=options.seed,
         tokens=tokens,
         matrix_rate=options.matrix_rate,

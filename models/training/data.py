@@ -42,14 +42,23 @@ class Mix:
     """Which stories a stage of training reads, and how."""
 
     copies: Copies
-    renamed: float
+    renamed: float = 0.0
     """Share of them whose characters get other names (models/training/renaming.py)."""
-    told: bool
-    """Whether they are cut into parts that begin with "Once upon a time" (models/training/openings.py)."""
+    scenes: Copies = ()
+    """How often the scenes of a story are read beside it (models/training/openings.py)."""
 
-    def copies_of(self, story: Story) -> int:
-        """How often `story` is read in one round; 0 above the last bound."""
-        return next((count for bound, count in self.copies if story.score < bound), 0)
+    def texts(self, stories: list[Story]) -> tuple[list[str], list[int]]:
+        """All that is read, and how often in one round."""
+        wanted = [(story.text, _count(self.copies, story)) for story in stories]
+        for story in stories:
+            if count := _count(self.scenes, story):
+                wanted += [(scene, count) for scene in tell(story.text)]
+        return [text for text, _ in wanted], [count for _, count in wanted]
+
+
+def _count(copies: Copies, story: Story) -> int:
+    """The copies of a story; 0 above the last bound."""
+    return next((count for bound, count in copies if story.score < bound), 0)
 
 
 def read_stories(corpus: Path, part: str) -> list[Story]:
@@ -103,9 +112,8 @@ class Windows:
     def __init__(self, tokenizer: Tokenizer, stories: list[Story], length: int, seed: int, mix: Mix) -> None:
         """length: T, tokens predicted per window."""
         self._tokenizer = tokenizer
-        self._stories = stories
-        self._copies = [mix.copies_of(story) for story in stories]
-        self._mix = mix
+        self._texts, self._copies = mix.texts(stories)
+        self._renamed = mix.renamed
         self._length = length
         self._seed = seed
         self._round = -1
@@ -113,21 +121,19 @@ class Windows:
         self._windows = np.empty((0, length + 1), np.uint16)
 
     def _next_round(self) -> None:
-        """Lay the stories of the next round end to end, in a new order, and cut them into windows in a new order."""
+        """Lay the texts of the next round end to end, in a new order, and cut them into windows in a new order."""
         self._round += 1
         rng = np.random.default_rng([self._seed, self._round])
         texts: list[str] = []
-        for i in rng.permutation(np.repeat(np.arange(len(self._stories)), self._copies)):
-            text = self._stories[i].text
-            if rng.random() < self._mix.renamed:
-                text = rename(text, rng)
-            texts += tell(text) if self._mix.told else [text]
+        for i in rng.permutation(np.repeat(np.arange(len(self._texts)), self._copies)):
+            text = self._texts[i]
+            texts.append(rename(text, rng) if rng.random() < self._renamed else text)
         stream = np.concatenate(encode_texts(self._tokenizer, texts))
         tokens = len(stream)
         stream = stream[int(rng.integers(self._length)) :]
         count = (len(stream) - 1) // self._length
         if count < 1:
-            raise ValueError(f"the stories of one round have {tokens} tokens; windows of {self._length} need more")
+            raise ValueError(f"the texts of one round have {tokens} tokens; windows of {self._length} need more")
         starts = rng.permutation(count) * self._length
         self._windows = stream[starts[:, None] + np.arange(self._length + 1)]
         self._first, self._end = self._end, self._end + count

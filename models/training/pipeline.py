@@ -1,7 +1,8 @@
 """From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
 
-    stable   float, constant rate, the plainer two thirds
-    cool     float, the rate falls to less than half, all stories, renamed
+    stable   float, few layers, constant rate, the plainer two thirds
+    cool     float, the rate falls to less than half, all stories, most of them renamed
+    deep     float, all the layers, the rate falls further, half of the stories renamed
       |
       +--> float   float, the rate falls to zero: the model to compare with (F16 file) and, rounded plainly, the INT4
       |            file to compare with
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from tokenizers import Tokenizer
 from models.training import data, loop
 from models.training.evaluate import bits_per_byte, bits_per_byte_quick, sample
 from models.training.export import read_gguf, write_gguf
+from models.training.growth import deepen
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
 from models.training.plot import plot_losses
@@ -33,27 +35,37 @@ from models.training.plot import plot_losses
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.05
-ALL = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a stage trains."""
 
+    after: str | None
+    """The stage that it goes on from."""
     batch: int
     """Windows a step: small steps bring a young model on, larger ones an old one."""
     rates: tuple[float, float]
     """The learning rates at its beginning and its end, as shares of the full ones."""
     mix: data.Mix
+    shallow: bool = False
+    """Whether the model has the first, smaller number of layers."""
+    int4: bool = False
+    """Whether it trains the quantised forward pass, and learns from the model of the stage `float` too."""
 
 
-DECAY = Recipe(batch=8, rates=(0.45, 0.0), mix=data.Mix(copies=((1.8, 1),), renamed=0.8, told=True))
+_ALL = float("inf")
+_PLAINER = data.Mix(copies=((1.8, 3), (2.4, 2)))
+_MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
+_HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
+_PLAINEST = data.Mix(copies=((1.8, 1),), scenes=((2.4, 4),))
 """What is learned last shows most, and the model should write plainly."""
 RECIPES = {
-    "stable": Recipe(batch=4, rates=(1.0, 1.0), mix=data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.0, told=False)),
-    "cool": Recipe(batch=8, rates=(1.0, 0.45), mix=data.Mix(copies=((1.8, 2), (ALL, 1)), renamed=0.8, told=False)),
-    "float": DECAY,
-    "int4": DECAY,
+    "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
+    "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
+    "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
+    "float": Recipe("deep", batch=8, rates=(0.25, 0.0), mix=_PLAINEST),
+    "int4": Recipe("deep", batch=8, rates=(0.25, 0.0), mix=_PLAINEST, int4=True),
 }
 
 
@@ -65,12 +77,19 @@ class Plan:
     out: Path
     work: Path
     shape: Shape
+    """Of the finished model."""
+    first_layers: int
+    """Layers in the shallow stages."""
     seed: int
     tokens: dict[str, int]
     """Of each stage in RECIPES."""
     matrix_rate: float
     vector_rate: float
     workers: int
+
+    def shape_of(self, stage: str) -> Shape:
+        """The shape of the model in a stage."""
+        return replace(self.shape, layers=self.first_layers) if RECIPES[stage].shallow else self.shape
 
 
 def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
@@ -79,18 +98,6 @@ def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
         sys.stderr.write(f"tokenizer: {plan.shape.vocab} entries from {len(stories)} stories\n")
         data.train_tokenizer(stories, plan.shape.vocab).save(str(path))
     return Tokenizer.from_file(str(path))
-
-
-def _begin(plan: Plan) -> loop.State:
-    torch.manual_seed(plan.seed)
-    model = Llama(plan.shape)
-    return loop.State(model, Optimizer(model, plan.matrix_rate, plan.vector_rate, WEIGHT_DECAY))
-
-
-def _load(plan: Plan, checkpoint: Path) -> loop.State:
-    state = _begin(plan)
-    state.restore(checkpoint)
-    return state
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +109,44 @@ class Stages:
     tokenizer: Tokenizer
     stories: list[data.Story]
 
-    def finish(self, name: str, before: Path | None = None, teacher: Path | None = None) -> Path:
-        """Bring a stage to its end, unless that was reached before; return the path of its checkpoint.
-
-        before: the checkpoint that it begins with; teacher: that of a float model, to learn from.
-        """
-        plan, finished, unfinished = self.plan, self.run.folder / f"{name}.pt", self.run.folder / f"{name}.last.pt"
+    def finish(self, name: str) -> Path:
+        """Bring a stage to its end, and those before it, unless that was done; return the path of its checkpoint."""
+        plan, recipe, finished = self.plan, RECIPES[name], self.run.folder / f"{name}.pt"
         if finished.exists():
             return finished
-        state = _begin(plan)
+        shape, before = plan.shape_of(name), recipe.after
+        new = before is None or plan.shape_of(before) != shape
+        unfinished = self.run.folder / f"{name}.last.pt"
         if unfinished.exists():
-            state.restore(unfinished)
-        elif before is not None:
-            state.restore(before)
+            state = self._restore(shape, unfinished)
+        elif before is None:
+            torch.manual_seed(plan.seed)
+            state = self._begin(Llama(shape))
+        else:
+            state = self.load(before)
+            if new:
+                state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        recipe = RECIPES[name]
         steps = plan.tokens[name] // (recipe.batch * plan.shape.context)
-        warmup = WARMUP_STEPS if before is None else 0
-        stage = loop.Stage(name, name == "int4", steps, recipe.batch, recipe.rates, warmup)
+        stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if new else 0)
         windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, plan.seed, recipe.mix)
-        loop.train(self.run, stage, windows, state, None if teacher is None else _load(plan, teacher).model)
+        loop.train(self.run, stage, windows, state, self.load("float").model if recipe.int4 else None)
         return finished
+
+    def load(self, name: str) -> loop.State:
+        """The state at the end of a stage."""
+        return self._restore(self.plan.shape_of(name), self.finish(name))
+
+    def _begin(self, model: Llama, tokens: int = 0) -> loop.State:
+        """A model whose optimizer has no momentum yet."""
+        optimizer = Optimizer(model, self.plan.matrix_rate, self.plan.vector_rate, WEIGHT_DECAY)
+        return loop.State(model, optimizer, tokens=tokens)
+
+    def _restore(self, shape: Shape, checkpoint: Path) -> loop.State:
+        state = self._begin(Llama(shape))
+        state.restore(checkpoint)
+        return state
 
 
 def check_file(path: Path, model: Llama) -> None:
@@ -174,11 +197,7 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
     stages = Stages(plan, run, tokenizer, stories)
-    cooled = stages.finish("cool", stages.finish("stable"))
-    floating = stages.finish("float", cooled)
-    quantized = stages.finish("int4", cooled, floating)
-
-    float_state, int4_model = _load(plan, floating), _load(plan, quantized).model
+    float_state, int4_model = stages.load("float"), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",

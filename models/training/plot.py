@@ -13,6 +13,7 @@ from matplotlib import pyplot
 LABELS = {
     "stable": "float, constant rate",
     "cool": "float, falling rate",
+    "deep": "float, more layers, falling rate",
     "float": "float, rate to zero",
     "int4": "INT4-aware, rate to zero",
 }
