@@ -9,7 +9,7 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
   deep        float, all the --layers, the rate falls further             deep.pt
-  float       from deep.pt, float; the rate falls to zero; the plainest
+  float       from deep.pt, float; the rate falls to zero; all the
               stories, and scenes out of them begun like tales            float.pt
   int4        from deep.pt as well, the same windows, with the forward
               pass that the engine computes (Q4_0 matrices, Q8_0
@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
-    add("--deep-tokens", type=float, default=16e6, help="tokens with all the layers (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=2e6, help="tokens of each decay (default: %(default).0f)")
+    add("--deep-tokens", type=float, default=17.2e6, help="tokens with all the layers (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=1.6e6, help="tokens of each decay (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")

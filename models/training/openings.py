@@ -15,11 +15,11 @@ from models.training.renaming import NAME
 OPENING = "Once upon a time "
 START = 600
 """Characters, some 150 tokens, that a scene has at least and between whose beginnings so many lie."""
-LENGTH = 1500
+LENGTH = 1200
 """Characters after which a scene ends with its paragraph."""
-SPEECH = 0.2
+SPEECH = 0.1
 """Share of a scene's START that may stand in quotation marks."""
-THOUGHT = 0.06
+THOUGHT = 0.1
 """Share of the words there that may be one of these."""
 THOUGHTS = re.compile(
     r"\b(?:had|would|could|might|should|must|been|have|has|having|may|can|hadn't|wouldn't|couldn't|didn't|isn't|is|are|"

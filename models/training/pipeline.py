@@ -58,14 +58,14 @@ _ALL = float("inf")
 _PLAINER = data.Mix(copies=((1.8, 3), (2.4, 2)))
 _MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
 _HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
-_PLAINEST = data.Mix(copies=((1.8, 1),), scenes=((2.4, 4),))
-"""What is learned last shows most, and the model should write plainly."""
+_WITH_SCENES = replace(_MOST_RENAMED, renamed=0.0, scenes=((2.4, 12),))
+"""What is learned last shows most."""
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
     "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
-    "float": Recipe("deep", batch=8, rates=(0.25, 0.0), mix=_PLAINEST),
-    "int4": Recipe("deep", batch=8, rates=(0.25, 0.0), mix=_PLAINEST, int4=True),
+    "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES),
+    "int4": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES, int4=True),
 }
 
 
