@@ -78,3 +78,12 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
 def test_a_corpus_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "none", tmp_path / "out") == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_more_layers_at_first_than_in_the_end_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--corpus", str(tmp_path), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert main([*folders, "--layers", "3"]) == 1
+    assert capsys.readouterr().err.startswith("models.train: --first-layers 5, but --layers 3:")
+    assert not (tmp_path / "work").exists()

@@ -35,11 +35,11 @@ def deepen(model: Llama, shape: Shape) -> Llama:
     deeper = Llama(shape)
     deeper.token_embd.copy_(model.token_embd)
     deeper.output_norm.copy_(model.output_norm)
-    used: set[int] = set()
+    previous = None
     for layer, source in zip(deeper.blk, sources(before, after)):
         layer.load_state_dict(model.blk[source].state_dict())
-        if source in used:
+        if source == previous:
             for name in WRITING:
                 getattr(layer, name).zero_()
-        used.add(source)
+        previous = source
     return deeper

@@ -60,12 +60,13 @@ _MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
 _HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
 _WITH_SCENES = replace(_MOST_RENAMED, renamed=0.0, scenes=((2.4, 12),))
 """What is learned last shows most."""
+_DECAY = Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES)
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
     "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
-    "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES),
-    "int4": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES, int4=True),
+    "float": _DECAY,
+    "int4": replace(_DECAY, int4=True),
 }
 
 
@@ -185,7 +186,13 @@ def _write_samples(plan: Plan, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def run_pipeline(plan: Plan) -> None:
-    """Do everything that is not done yet. Raises OSError and ValueError for a corpus that cannot be read."""
+    """Do everything that is not done yet.
+
+    Raises OSError and ValueError for a corpus that cannot be read, ValueError for more layers at first than in the end.
+    """
+    if plan.first_layers > plan.shape.layers:
+        found = f"--first-layers {plan.first_layers}, but --layers {plan.shape.layers}"
+        raise ValueError(f"{found}: layers can only be added; give no more of them at first than in the end")
     plan.work.mkdir(parents=True, exist_ok=True)
     plan.out.mkdir(parents=True, exist_ok=True)
     stories = data.read_stories(plan.corpus, "train")
