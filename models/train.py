@@ -15,6 +15,9 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
               the text and from the predictions of float.pt               int4.pt
+  rounds      twice:       the last INT4 model tells --tales tales, in
+              this engine, and both models learn beside the text which    int4.tales.jsonl, float-1.pt, int4-1.pt,
+              of two tales is better                                      int4-1.tales.jsonl, float-2.pt, ...
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
               measured.json (bits per byte of the three) and samples.txt in the work folder
 
@@ -41,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
     add("--deep-tokens", type=float, default=17.2e6, help="tokens with all the layers (default: %(default).0f)")
     add("--decay-tokens", type=float, default=1.6e6, help="tokens of each decay (default: %(default).0f)")
+    add("--tales", type=int, default=4000, help="tales that it tells in a round (default: %(default)s)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")
@@ -92,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         first_layers=options.first_layers,
         seed=options.seed,
         tokens=tokens,
+        tales=options.tales,
         matrix_rate=options.matrix_rate,
         vector_rate=options.vector_rate,
         workers=options.workers,

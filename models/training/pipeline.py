@@ -4,10 +4,12 @@
     cool     float, the rate falls to less than half, all stories, most of them renamed
     deep     float, all the layers, the rate falls further, half of the stories renamed
       |
-      +--> float   float, the rate falls to zero: the model to compare with (F16 file) and, rounded plainly, the INT4
-      |            file to compare with
+      +--> float   float, the rate falls to zero
       +--> int4    quantised forward, same rates, same windows, learning from the text and from the predictions of
-                   `float`: the model we ship
+      |            `float`
+      +--> float-1, int4-1, float-2, int4-2, ...
+                   rounds: the INT4 model tells tales, and both learn beside the text which of two tales is better
+                   (models/training/tales.py); the models of the last round are those we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -24,7 +26,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from models.training import data, loop
+from models.training import data, loop, tales
 from models.training.evaluate import bits_per_byte, bits_per_byte_quick, sample
 from models.training.export import read_gguf, write_gguf
 from models.training.growth import deepen
@@ -51,7 +53,9 @@ class Recipe:
     shallow: bool = False
     """Whether the model has the first, smaller number of layers."""
     int4: bool = False
-    """Whether it trains the quantised forward pass, and learns from the model of the stage `float` too."""
+    """Whether it trains the quantised forward pass, and learns from the model of the same stage in float too."""
+    tales: str | None = None
+    """The stage whose model tells tales: this one learns beside the text which are better, until every pair is read."""
 
 
 _ALL = float("inf")
@@ -68,6 +72,12 @@ RECIPES = {
     "float": _DECAY,
     "int4": replace(_DECAY, int4=True),
 }
+ROUNDS = 2
+"""Of telling tales and learning from them."""
+for _round in range(1, ROUNDS + 1):
+    _before = f"-{_round - 1}" if _round > 1 else ""
+    _recipe = Recipe(f"float{_before}", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, tales=f"int4{_before}")
+    RECIPES |= {f"float-{_round}": _recipe, f"int4-{_round}": replace(_recipe, after=f"int4{_before}", int4=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,9 @@ class Plan:
     """Layers in the shallow stages."""
     seed: int
     tokens: dict[str, int]
-    """Of each stage in RECIPES."""
+    """Of each stage in RECIPES that reads no tales."""
+    tales: int
+    """How many the model tells in a round."""
     matrix_rate: float
     vector_rate: float
     workers: int
@@ -129,11 +141,23 @@ class Stages:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        steps = plan.tokens[name] // (recipe.batch * plan.shape.context)
+        preference = tales.Preference(tales.pair(self.tell(recipe.tales), plan.seed)) if recipe.tales else None
+        steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
+        teacher = self.load(name.replace("int4", "float")).model if recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if new else 0)
         windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, plan.seed, recipe.mix)
-        loop.train(self.run, stage, windows, state, self.load("float").model if recipe.int4 else None)
+        loop.train(self.run, stage, windows, state, teacher, preference)
         return finished
+
+    def tell(self, name: str) -> list[tales.Tale]:
+        """The tales that the model of a stage tells."""
+        path = self.run.folder / f"{name}.tales.jsonl"
+        if not path.exists():
+            teller = self.run.folder / f"{name}.gguf"
+            write_gguf(teller, self.load(name).model, self.tokenizer, int4=True)
+            sys.stderr.write(f"{name}: tells {self.plan.tales} tales\n")
+            tales.save(tales.tell(teller, self.plan.tales, self.plan.workers), path)
+        return tales.read(path)
 
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""
@@ -204,7 +228,7 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
     stages = Stages(plan, run, tokenizer, stories)
-    float_state, int4_model = stages.load("float"), stages.load("int4").model
+    float_state, int4_model = stages.load(f"float-{ROUNDS}"), stages.load(f"int4-{ROUNDS}").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",
