@@ -15,9 +15,8 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
               pass that the engine computes (Q4_0 matrices, Q8_0
               embedding, INT8 activations, float16 cache); learns from
               the text and from the predictions of float.pt               int4.pt
-  rounds      twice:       the last INT4 model tells --tales tales, in
-              this engine, and both models learn beside the text which    int4.tales.jsonl, float-1.pt, int4-1.pt,
-              of two tales is better                                      int4-1.tales.jsonl, float-2.pt, ...
+  rounds      twice: the INT4 model tells --tales tales, in this engine,  int4.tales.jsonl,
+              and both learn beside the text which of two is better       float-1.pt, int4-1.pt, ...
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
               measured.json (bits per byte of the three) and samples.txt in the work folder
 

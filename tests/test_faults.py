@@ -46,6 +46,15 @@ def test_each_fault_is_seen(fault: str, old: str, new: str) -> None:
     assert after > before and WEIGHTS[fault] > 0
 
 
+def test_who_is_alone_can_not_answer() -> None:
+    alone = (
+        SOUND.replace("said Jimmy Skunk", "he said")
+        .replace("Good morning, Jimmy", "Good morning")
+        .replace("Jimmy", "he")
+    )
+    assert len(Scene(alone).people) == 1 and count_faults(alone)["answers himself"] == 1
+
+
 def test_names_of_one_character_are_one() -> None:
     scene = Scene('Once upon a time Old Mr. Toad met Mrs. Toad and Mr. Toad\'s friend. "Hurry," said Toad.')
     assert [(person.names, person.female) for person in scene.people] == [(("Toad",), False), (("Toad",), True)]

@@ -27,7 +27,7 @@ WEIGHTS = {
     "hero": 3.0,  # another is named more often
     "crowd": 3.0,  # each character after the second
     "twice": 3.0,  # a name again in the same sentence: "Tommy saw Tommy"
-    "answers himself": 3.0,
+    "answers himself": 3.0,  # two turns of the same, or of anybody where there is nobody else
     "meets himself": 3.0,  # "he saw that Tommy", or "watched him" where there is nobody else
     "word twice": 3.0,
     "to nobody": 2.0,  # speaks to "you" where there is nobody else
@@ -193,27 +193,33 @@ def _count_confusions(scene: Scene, hero: int, alone: bool, count: Counter[str])
 
 def _count_dialogue(scene: Scene, alone: bool, count: Counter[str]) -> None:
     """Who speaks, in every paragraph."""
-    before: int | str | None = None
+    spoke: int | str | None = None
+    answers = False
     at = 0
     for paragraph in scene.text.split("\n\n"):
         end = at + len(paragraph)
-        if not any(at <= start < end for start, _ in scene.spoken):
-            before, at = None, end + 2
-            continue
-        speaker: int | str | None = None
-        for said in SAID.finditer(paragraph):
-            verb = at + said.start()
-            if not scene.is_speech(verb):
-                near = [who for place, who in scene.told if at <= place < end and abs(place - verb) < 30]
-                around = paragraph[max(0, said.start() - 5) : said.end() + 5]
-                speaker = near[0] if near else "he" if re.search(r"\bs?he\b", around) else None
-                break
-        count["answers himself"] += speaker is not None and speaker == before
-        count["names himself"] += sum(
-            who == speaker and at <= place < end and scene.is_speech(place) for place, who in scene.mentions
-        )
-        count["to nobody"] += alone and re.search(r"\b(?:[Yy]ou|your)\b", paragraph) is not None
-        before, at = speaker, end + 2
+        if any(at <= start < end for start, _ in scene.spoken):
+            speaker = _speaker(scene, paragraph, at)
+            count["answers himself"] += answers and (alone or (speaker is not None and speaker == spoke))
+            count["names himself"] += sum(
+                who == speaker and at <= place < end and scene.is_speech(place) for place, who in scene.mentions
+            )
+            count["to nobody"] += alone and re.search(r"\b(?:[Yy]ou|your)\b", paragraph) is not None
+            spoke, answers = speaker, True
+        else:
+            answers = False
+        at = end + 2
+
+
+def _speaker(scene: Scene, paragraph: str, at: int) -> int | str | None:
+    """Who speaks in a paragraph that begins at `at`: the number of a character, "he", or nobody who is told."""
+    for said in SAID.finditer(paragraph):
+        verb = at + said.start()
+        if not scene.is_speech(verb):
+            near = [who for place, who in scene.told if at <= place < at + len(paragraph) and abs(place - verb) < 30]
+            around = paragraph[max(0, said.start() - 5) : said.end() + 5]
+            return near[0] if near else "he" if re.search(r"\bs?he\b", around) else None
+    return None
 
 
 def _count_words(scene: Scene, alone: bool, count: Counter[str]) -> None:
