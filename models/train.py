@@ -11,12 +11,11 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   deep        float, all the --layers, the rate falls further             deep.pt
   float       from deep.pt, float; the rate falls to zero; all the
               stories, and scenes out of them begun like tales            float.pt
-  int4        from deep.pt as well, the same windows, with the forward
-              pass that the engine computes (Q4_0 matrices, Q8_0
-              embedding, INT8 activations, float16 cache); learns from
-              the text and from the predictions of float.pt               int4.pt
-  rounds      twice: the INT4 model tells --tales tales, in this engine,  int4.tales.jsonl,
-              and both learn beside the text which of two is better       float-1.pt, int4-1.pt, ...
+  float-1     twice: the model tells --tales tales, rounded to INT4, in   float.tales.jsonl, float-1.pt,
+  float-2     this engine, and learns beside the text which are better    float-1.tales.jsonl, float-2.pt
+  int4        from float-2.pt, with the forward pass that the engine
+              computes (Q4_0 matrices, Q8_0 embedding, INT8 activations,
+              float16 cache): learns to predict what float-2.pt predicts  int4.pt
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
               measured.json (bits per byte of the three) and samples.txt in the work folder
 
@@ -42,7 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
     add("--deep-tokens", type=float, default=17.2e6, help="tokens with all the layers (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=1.6e6, help="tokens of each decay (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=1.6e6, help="tokens of the stage float (default: %(default).0f)")
+    add("--int4-tokens", type=float, default=0.82e6, help="tokens of the stage int4 (default: %(default).0f)")
     add("--tales", type=int, default=4000, help="tales that it tells in a round (default: %(default)s)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
@@ -79,13 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.kv_heads,
         options.context,
     )
-    decay = int(options.decay_tokens)
     tokens = {
         "stable": int(options.stable_tokens),
         "cool": int(options.cool_tokens),
         "deep": int(options.deep_tokens),
-        "float": decay,
-        "int4": decay,
+        "float": int(options.decay_tokens),
+        "int4": int(options.int4_tokens),
     }
     plan = Plan(
         corpus=options.corpus,

@@ -20,7 +20,7 @@ from models.training.export import read_gguf  # noqa: E402
 HEROES = ("Peter Rabbit", "Old Mr. Toad", "Jimmy Skunk", "Betty", "The king", "A fox")
 ACTS = ("went into the wood", "saw two mice by the brook", "was glad to be at home", "said nothing, and sat down")
 SIZES = "--vocab 300 --hidden 64 --feed-forward 64 --layers 2 --first-layers 1 --heads 2 --kv-heads 1 --context 32"
-TOKENS = "--stable-tokens 4e3 --cool-tokens 50e3 --deep-tokens 10e3 --decay-tokens 6e3 --tales 96"
+TOKENS = "--stable-tokens 4e3 --cool-tokens 50e3 --deep-tokens 10e3 --decay-tokens 6e3 --int4-tokens 6e3 --tales 96"
 
 
 def write_corpus(folder: Path) -> None:
@@ -51,14 +51,14 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
     assert train(corpus, straight) == 0
     measured = json.loads((straight / "work" / "measured.json").read_text())
     from_tales = 0
-    for name in ("int4", "int4-1"):
+    for name, windows in (("float", 2), ("float-1", 8)):
         told = tales.read(straight / "work" / f"{name}.tales.jsonl")
         preference = tales.Preference(tales.pair(told, 20))
         assert len(told) == 96
-        from_tales += sum(2 * 32 + preference.tokens(step) for step in range(preference.steps))
+        from_tales += sum(windows * 32 + preference.tokens(step) for step in range(preference.steps))
     assert from_tales > 0
     assert measured["tokens"] == 3968 + 49920 + 9984 + 5888 + from_tales  # whole steps of 4 and of 8 windows
-    teller = read_gguf(straight / "work" / "int4-1.gguf")
+    teller = read_gguf(straight / "work" / "float-1.gguf")
     for tale in told[:4]:  # the engine's log-probabilities are those of the training forward pass
         with torch.no_grad():
             logits = teller(torch.tensor([tale.ids[:-1]]), "engine")[0].double()

@@ -34,7 +34,6 @@ from models.training.quantization import (
 )
 
 TILE = 128
-TEACHER_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +165,14 @@ class Llama(nn.Module):
     def loss(self, windows: torch.Tensor, mode: str, teacher: Llama | None = None) -> torch.Tensor:
         """Mean cross-entropy in nats of predicting windows (B, T + 1) int64 from their first T tokens.
 
-        With a teacher, a float model, TEACHER_SHARE of it is the cross-entropy to its predictions (Hinton et al. 2015).
+        With a teacher, a float model, it is that to the teacher's predictions instead of the text (Hinton et al. 2015).
         """
         logits = self(windows[:, :-1], mode).flatten(0, 1).float()
-        loss = F.cross_entropy(logits, windows[:, 1:].flatten())
         if teacher is None:
-            return loss
+            return F.cross_entropy(logits, windows[:, 1:].flatten())
         with torch.no_grad():
             wanted = teacher(windows[:, :-1], "bfloat16").flatten(0, 1).float().softmax(-1)
-        return torch.lerp(loss, F.cross_entropy(logits, wanted), TEACHER_SHARE)
+        return F.cross_entropy(logits, wanted)
 
     def count(self) -> int:
         """Number of parameters."""

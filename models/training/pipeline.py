@@ -3,13 +3,12 @@
     stable   float, few layers, constant rate, the plainer two thirds
     cool     float, the rate falls to less than half, all stories, most of them renamed
     deep     float, all the layers, the rate falls further, half of the stories renamed
-      |
-      +--> float   float, the rate falls to zero
-      +--> int4    quantised forward, same rates, same windows, learning from the text and from the predictions of
-      |            `float`
-      +--> float-1, int4-1, float-2, int4-2, ...
-                   rounds: the INT4 model tells tales, and both learn beside the text which of two tales is better
-                   (models/training/tales.py); the models of the last round are those we ship
+    float    float, the rate falls to zero
+    float-1, float-2
+             rounds: the model, rounded to INT4, tells tales, and learns beside the text which of two is better
+             (models/training/tales.py); the last one is the float model that we keep (F16 file) and, rounded plainly,
+             the INT4 file to compare with
+    int4     quantised forward: learns to predict what the last float model predicts; the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -53,9 +52,9 @@ class Recipe:
     shallow: bool = False
     """Whether the model has the first, smaller number of layers."""
     int4: bool = False
-    """Whether it trains the quantised forward pass, and learns from the model of the same stage in float too."""
-    tales: str | None = None
-    """The stage whose model tells tales: this one learns beside the text which are better, until every pair is read."""
+    """Whether it trains the quantised forward pass: to predict what the model predicts that it goes on from."""
+    tales: bool = False
+    """Whether that model tells tales, and this one learns beside the text which are better, until every pair is read."""
 
 
 _ALL = float("inf")
@@ -64,20 +63,16 @@ _MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
 _HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
 _WITH_SCENES = replace(_MOST_RENAMED, renamed=0.0, scenes=((2.4, 12),))
 """What is learned last shows most."""
-_DECAY = Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES)
+_TALES = Recipe("float", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, tales=True)
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
     "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
-    "float": _DECAY,
-    "int4": replace(_DECAY, int4=True),
+    "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES),
+    "float-1": _TALES,
+    "float-2": replace(_TALES, after="float-1", batch=8),
+    "int4": Recipe("float-2", batch=8, rates=(0.15, 0.0), mix=_WITH_SCENES, int4=True),
 }
-ROUNDS = 2
-"""Of telling tales and learning from them."""
-for _round in range(1, ROUNDS + 1):
-    _before = f"-{_round - 1}" if _round > 1 else ""
-    _recipe = Recipe(f"float{_before}", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, tales=f"int4{_before}")
-    RECIPES |= {f"float-{_round}": _recipe, f"int4-{_round}": replace(_recipe, after=f"int4{_before}", int4=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +123,7 @@ class Stages:
         if finished.exists():
             return finished
         shape, before = plan.shape_of(name), recipe.after
-        new = before is None or plan.shape_of(before) != shape
+        fresh = before is None or plan.shape_of(before) != shape or recipe.int4
         unfinished = self.run.folder / f"{name}.last.pt"
         if unfinished.exists():
             state = self._restore(shape, unfinished)
@@ -137,20 +132,20 @@ class Stages:
             state = self._begin(Llama(shape))
         else:
             state = self.load(before)
-            if new:
+            if fresh:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        preference = tales.Preference(tales.pair(self.tell(recipe.tales), plan.seed)) if recipe.tales else None
+        preference = tales.Preference(tales.pair(self.tell(before), plan.seed)) if before and recipe.tales else None
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
-        teacher = self.load(name.replace("int4", "float")).model if recipe.int4 else None
-        stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if new else 0)
+        teacher = self.load(before).model if before and recipe.int4 else None
+        stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
         windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, plan.seed, recipe.mix)
         loop.train(self.run, stage, windows, state, teacher, preference)
         return finished
 
     def tell(self, name: str) -> list[tales.Tale]:
-        """The tales that the model of a stage tells."""
+        """The tales that the model of a stage tells, rounded to INT4."""
         path = self.run.folder / f"{name}.tales.jsonl"
         if not path.exists():
             teller = self.run.folder / f"{name}.gguf"
@@ -228,7 +223,7 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
     stages = Stages(plan, run, tokenizer, stories)
-    float_state, int4_model = stages.load(f"float-{ROUNDS}"), stages.load(f"int4-{ROUNDS}").model
+    float_state, int4_model = stages.load("float-2"), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",

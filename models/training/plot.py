@@ -15,7 +15,7 @@ LABELS = {
     "cool": "float, falling rate",
     "deep": "float, more layers, falling rate",
     "float": "float, rate to zero, then tales",
-    "int4": "INT4-aware, the same",
+    "int4": "INT4-aware, from the last float model",
 }
 
 
