@@ -91,7 +91,7 @@ class State:
 def text_losses(batch: torch.Tensor, teacher: Llama | None) -> list[Loss]:
     """The losses of `batch` (windows, T + 1) int64, each of a few windows.
 
-    teacher: none, or a float model whose predictions are learned beside the text.
+    teacher: none, or a float model whose predictions are learned instead of the text.
     """
     return [lambda model, mode, part=part: model.loss(part, mode, teacher) for part in batch.split(MICRO_BATCH)]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""From the corpus to the GGUF files: tokenizer, float training, the two decays, export, measurements.
+"""From the corpus to the GGUF files: tokenizer, float training, rounds of tales, INT4-aware training, export, measurements.
 
     stable   float, few layers, constant rate, the plainer two thirds
     cool     float, the rate falls to less than half, all stories, most of them renamed
@@ -172,7 +172,7 @@ class Stages:
 def check_file(path: Path, model: Llama) -> None:
     """Refuse an INT4 file whose values differ, in any bit, from those of the last training forward pass of `model`.
 
-    The last step of a decay has the rate zero, so that pass, the engine's own, used exactly the rounding of these weights.
+    The last step of `int4` has the rate zero, so that pass, the engine's own, used exactly the rounding of these weights.
     """
     expected = Llama(model.shape)
     model.round_weights(into=expected)
