@@ -1,4 +1,4 @@
-"""The commands `engine.generate` and `engine.warmup`, as a user runs them."""
+"""The commands `engine.generate`, `engine.samples` and `engine.warmup`, as a user runs them."""
 
 import json
 import os
@@ -149,6 +149,23 @@ def test_ctrl_c_ends_with_130(model: str) -> None:
 
 
 def test_help_needs_no_numba() -> None:
-    for command in ("generate", "warmup", "inspect"):
+    for command in ("generate", "samples", "warmup", "inspect"):
         done = run(f"engine.{command}", "--help", PYTHONPROFILEIMPORTTIME="1")
         assert done.returncode == 0 and "numba" not in done.stderr and "llvmlite" not in done.stderr
+
+
+def test_samples_are_the_texts_that_generate_gives_with_these_seeds(model: str) -> None:
+    done = run("engine.samples", "a b", "--model", model, "--count", "3", "--first-seed", "7", "--max-tokens", "9")
+    assert done.returncode == 0, done.stderr
+    samples = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [sample["seed"] for sample in samples] == [7, 8, 9]
+    with engine.load(model, threads=1) as llm:
+        for sample in samples:
+            alone = run(
+                "engine.generate", "a b", "--model", model, "--seed", str(sample["seed"]), "--max-tokens", "9", "--json"
+            )
+            assert sample["text"] == json.loads(alone.stdout)["text"]
+            ids = sample["prompt_ids"] + sample["ids"]
+            assert sample["prompt_ids"] == llm.tokenize("a b")
+            scored = llm.score(ids).logprobs[-len(sample["ids"]) :]
+            assert sample["logprobs"] == pytest.approx(scored, abs=1e-5)

@@ -73,3 +73,8 @@ def test_tales_are_read_as_they_were_written(tmp_path: Path) -> None:
     told = [tale(SOUND, 1), tale(KING, 2)]
     tales.save(told, tmp_path / "tales.jsonl")
     assert tales.read(tmp_path / "tales.jsonl") == told
+
+
+def test_a_model_that_can_not_be_read_tells_no_tales(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no tales: "):
+        tales.tell(tmp_path / "none.gguf", 3, workers=2)

@@ -1,6 +1,6 @@
 """Tales that the model tells, and what it learns from them: direct preference optimisation.
 
-    the INT4 model tells thousands of tales, in this engine          tell
+    the model, rounded to INT4, tells thousands of tales             tell
     two with the same hero: the one with fewer faults is better      pair (models/training/faults.py)
     the better one becomes likelier than the worse one               Preference
 
@@ -16,6 +16,8 @@ tales with the same hero do not count, so that this teaches nothing about heroes
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,8 +35,6 @@ PROMPT = "Once upon a time"
 TOKENS = 140
 FIRST_SEED = 1000
 """Smaller ones are left for samples."""
-SAMPLING = {"temperature": 0.8, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
-"""As `python -m engine.generate` samples."""
 GAP = 6.0
 """Faults by which two tales of a pair differ at least."""
 OPENING = 6
@@ -60,23 +60,24 @@ class Tale:
 
 
 def tell(model: Path, count: int, workers: int) -> list[Tale]:
-    """Let the model of a GGUF file tell `count` tales, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
-    import engine
+    """Let the model of a GGUF file tell `count` tales, with the seeds FIRST_SEED, FIRST_SEED + 1, ...: `engine.samples`.
 
-    tales: list[Tale | None] = [None] * count
+    Raises ValueError where that command fails; it says why on stderr.
+    """
 
-    def work(first: int) -> None:
-        with engine.load(model, threads=1) as llm:
-            prompt = llm.tokenize(PROMPT)
-            for i in range(first, count, workers):
-                told = list(llm.stream(prompt, max_tokens=TOKENS, seed=FIRST_SEED + i, **SAMPLING))
-                ids = [piece.id for piece in told if piece.id >= 0]
-                text = PROMPT + "".join(piece.text for piece in told)
-                tales[i] = Tale(text, [*prompt, *ids], [piece.logprob for piece in told if piece.id >= 0])
+    def work(first: int) -> list[Tale]:
+        share = len(range(first, count, workers))
+        seed = FIRST_SEED + sum(len(range(i, count, workers)) for i in range(first))
+        given = f"--count {share} --first-seed {seed} --max-tokens {TOKENS} --threads 1".split()
+        command = [sys.executable, "-m", "engine.samples", PROMPT, "--model", str(model), *given]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
+        if done.returncode:
+            raise ValueError(f"{model}: no tales: engine.samples ended with {done.returncode}")
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        return [Tale(PROMPT + t["text"], t["prompt_ids"] + t["ids"], t["logprobs"]) for t in told]
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, range(workers)))
-    return [tale for tale in tales if tale is not None]
+        return [tale for tales in pool.map(work, range(min(workers, count))) for tale in tales]
 
 
 def save(tales: list[Tale], path: Path) -> None:
