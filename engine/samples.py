@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", metavar="FILE", help="a model (default: the small one that comes along)")
     made.add_argument("--count", type=options.whole(1, 1 << 31), default=20, metavar="N", help="default: 20")
     made.add_argument("--first-seed", type=options.whole(0, 1 << 62), default=0, metavar="N", help="default: 0")
-    made.add_argument("--max-tokens", type=options.whole(1, 1 << 31), default=140, metavar="N", help="default: 140")
+    made.add_argument(
+        "--max-tokens", type=options.whole(1, (1 << 31) - 1), default=140, metavar="N", help="default: 140"
+    )
     return made
 
 

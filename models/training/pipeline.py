@@ -199,7 +199,7 @@ def _measure(plan: Plan, validation: data.Validation, run: loop.Run, files: dict
 def _write_samples(plan: Plan, tokenizer: Tokenizer, path: Path) -> None:
     """Twenty samples at temperature 0.8 into `samples.txt`, for reading."""
     model = read_gguf(path)
-    prompt = tokenizer.encode("Once upon a time").ids
+    prompt = tokenizer.encode(tales.PROMPT).ids
     texts = [tokenizer.decode(sample(model, prompt, 160, 0.8, seed, "int8")) for seed in range(20)]
     (plan.work / "samples.txt").write_text("\n\n".join(f"--- seed {i}\n{text}" for i, text in enumerate(texts)) + "\n")
 

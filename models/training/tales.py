@@ -30,14 +30,15 @@ from torch.nn import functional as F
 from models.training.data import END_OF_TEXT_ID
 from models.training.faults import Scene, faults
 from models.training.model import Llama
+from models.training.openings import OPENING
 
-PROMPT = "Once upon a time"
+PROMPT = OPENING.rstrip()
 TOKENS = 140
 FIRST_SEED = 1000
 """Smaller ones are left for samples."""
 GAP = 6.0
 """Faults by which two tales of a pair differ at least."""
-OPENING = 6
+HERO = 6
 """Tokens after the prompt, the hero's name among them, that don't count where both have the same."""
 COMMON = 0.003
 """Share of the tales that are good ones of a hero, at least, for him to be set beside the tales without one."""
@@ -65,10 +66,11 @@ def tell(model: Path, count: int, workers: int) -> list[Tale]:
     Raises ValueError where that command fails; it says why on stderr.
     """
 
-    def work(first: int) -> list[Tale]:
-        share = len(range(first, count, workers))
-        seed = FIRST_SEED + sum(len(range(i, count, workers)) for i in range(first))
-        given = f"--count {share} --first-seed {seed} --max-tokens {TOKENS} --threads 1".split()
+    workers = min(workers, count)
+    bounds = [FIRST_SEED + count * i // workers for i in range(workers + 1)]
+
+    def work(first: int, end: int) -> list[Tale]:
+        given = f"--count {end - first} --first-seed {first} --max-tokens {TOKENS} --threads 1".split()
         command = [sys.executable, "-m", "engine.samples", PROMPT, "--model", str(model), *given]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
         if done.returncode:
@@ -77,7 +79,7 @@ def tell(model: Path, count: int, workers: int) -> list[Tale]:
         return [Tale(PROMPT + t["text"], t["prompt_ids"] + t["ids"], t["logprobs"]) for t in told]
 
     with ThreadPoolExecutor(workers) as pool:
-        return [tale for tales in pool.map(work, range(min(workers, count))) for tale in tales]
+        return [tale for tales in pool.map(work, bounds[:-1], bounds[1:]) for tale in tales]
 
 
 def save(tales: list[Tale], path: Path) -> None:
@@ -115,7 +117,7 @@ def pair(tales: list[Tale], seed: int) -> list[Pair]:
         for a, b in zip(rng.permutation(group), rng.permutation(group)):
             if abs(worth[a] - worth[b]) > GAP:
                 better, worse = (a, b) if worth[a] < worth[b] else (b, a)
-                pairs.append(Pair(tales[better], tales[worse], OPENING))
+                pairs.append(Pair(tales[better], tales[worse], HERO))
     middle = float(np.median(worth))
     good = [[i for i in group if worth[i] < middle] for group in heroes.values()]
     good = [group for group in good if len(group) >= COMMON * len(tales)]
