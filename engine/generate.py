@@ -16,7 +16,7 @@ from engine.errors import FileError, OptionError
 if TYPE_CHECKING:
     from engine.results import Timings
 
-DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_MIN_P, DEFAULT_PENALTY = 0.8, 0.95, 0.05, 1.1
+DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_MIN_P, DEFAULT_PENALTY = 0.8, 0.95, 0.1, 1.1
 QUIET_SECONDS = 1.0
 MOST_PROMPT_BYTES = 64 << 20
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--min-p",
         type=float,
         default=DEFAULT_MIN_P,
-        help="keep those at least so likely as the first times this (default: 0.05)",
+        help="keep those at least so likely as the first times this (default: 0.1)",
     )
     made.add_argument(
         "--repetition-penalty", type=float, help="make recent tokens less likely (default: 1.1; greedy: 1, none)"

@@ -29,9 +29,11 @@ def test_pairs_have_one_hero_and_differ() -> None:
         tale(text.replace("Peter", name), i) for i, text in enumerate([SOUND, BAD] * 20) for name in ("Peter", "Sammy")
     ]
     told += [tale(KING, i) for i in range(10)]
-    pairs = pair(told, seed=1)
-    assert pairs == pair(told, seed=1) != pair(told, seed=2)
-    assert all(faults(p.worse.text) > faults(p.better.text) for p in pairs)
+    worth = -np.array([faults(tale.text) for tale in told])
+    pairs = pair(told, worth, gap=6, seed=1)
+    assert pairs == pair(told, worth, gap=6, seed=1) != pair(told, worth, gap=6, seed=2)
+    assert not [p for p in pair(told, worth, gap=1e9, seed=1) if p.skipped]
+    assert all(faults(p.worse.text) > faults(p.better.text) + 6 for p in pairs)
     heroes = [(Scene(p.better.text).hero_name, Scene(p.worse.text).hero_name) for p in pairs]
     assert heroes.count(("Peter", None)) + heroes.count(("Sammy", None)) == 10
     assert {better for better, worse in heroes if worse is not None and better != worse} == set()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 import engine  # noqa: E402
 from models.train import main  # noqa: E402
-from models.training import loop, tales  # noqa: E402
+from models.training import loop, reader, tales  # noqa: E402
 from models.training.export import read_gguf  # noqa: E402
 
 HEROES = ("Peter Rabbit", "Old Mr. Toad", "Jimmy Skunk", "Betty", "The king", "A fox")
@@ -37,9 +40,31 @@ def write_corpus(folder: Path) -> None:
     (folder / "index.tsv").write_text("\n".join(rows) + "\n")
 
 
+def few_readings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reader learn from two hundred of the readings."""
+    path = folder / "readings.jsonl.gz"
+    with gzip.open(reader.READINGS, "rt") as whole, gzip.open(path, "wt") as some:
+        some.writelines(islice(whole, 200))
+    monkeypatch.setattr(reader, "READINGS", path)
+
+
 def train(corpus: Path, folder: Path) -> int:
     folders = ["--corpus", str(corpus), "--out", str(folder), "--work", str(folder / "work"), "--workers", "1"]
     return main([*folders, *SIZES.split(), *TOKENS.split()])
+
+
+class Remembered(tales.Preference):
+    """A preference that can be asked afterwards what was learned from it."""
+
+    made: ClassVar[list[tales.Preference]] = []
+
+    def __init__(self, pairs: list[tales.Pair]) -> None:
+        super().__init__(pairs)
+        self.made.append(self)
+
+    def read(self, windows: int) -> int:
+        """The tokens of all steps, those of the text beside them included."""
+        return sum(windows * 32 + self.tokens(step) for step in range(self.steps))
 
 
 def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_stop(
@@ -48,17 +73,17 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
     corpus, straight, stopped = (tmp_path / name for name in ("corpus", "straight", "stopped"))
     corpus.mkdir()
     write_corpus(corpus)
-    assert train(corpus, straight) == 0
+    few_readings(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(tales, "Preference", Remembered)
+        assert train(corpus, straight) == 0
     measured = json.loads((straight / "work" / "measured.json").read_text())
-    from_tales = 0
-    for name, windows in (("float", 2), ("float-1", 8)):
-        told = tales.read(straight / "work" / f"{name}.tales.jsonl")
-        preference = tales.Preference(tales.pair(told, 20))
-        assert len(told) == 96
-        from_tales += sum(windows * 32 + preference.tokens(step) for step in range(preference.steps))
-    assert from_tales > 0
-    assert measured["tokens"] == 3968 + 49920 + 9984 + 5888 + from_tales  # whole steps of 4 and of 8 windows
-    teller = read_gguf(straight / "work" / "float-1.gguf")
+    from_tales = [told.read(windows) for told, windows in zip(Remembered.made, (2, 8, 4, 4, 4), strict=True)]
+    assert min(from_tales) > 0
+    assert measured["tokens"] == 3968 + 49920 + 9984 + 5888 + sum(from_tales)  # whole steps of 4 and of 8 windows
+    told = tales.read(straight / "work" / "float-4.tales.jsonl")
+    assert len(told) == 96
+    teller = read_gguf(straight / "work" / "float-4.gguf")
     for tale in told[:4]:  # the engine's log-probabilities are those of the training forward pass
         with torch.no_grad():
             logits = teller(torch.tensor([tale.ids[:-1]]), "engine")[0].double()

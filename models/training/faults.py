@@ -45,6 +45,8 @@ WEIGHTS = {
     "word": 0.5,  # each time after the second
     "his wife": 0.5,
 }
+GAP = 6.0
+"""Faults by which two scenes must differ for one of them to be preferred."""
 SHORT = 400
 """Characters."""
 OPENING = 60

@@ -6,8 +6,10 @@
     float    float, the rate falls to zero
     float-1, float-2
              rounds: the model, rounded to INT4, tells tales, and learns beside the text which of two is better
-             (models/training/tales.py); the last one is the float model that we keep (F16 file) and, rounded plainly,
-             the INT4 file to compare with
+             (models/training/tales.py), as rules count their faults (models/training/faults.py)
+    float-3, float-4, float-5
+             more rounds: better is what readers would like (models/training/reader.py); the last one is the float model
+             that we keep (F16 file) and, rounded plainly, the INT4 file to compare with
     int4     quantised forward: learns to predict what the last float model predicts; the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
@@ -21,11 +23,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from models.training import data, loop, tales
+from models.training import data, faults, loop, reader, tales
 from models.training.evaluate import bits_per_byte, bits_per_byte_quick, sample
 from models.training.export import read_gguf, write_gguf
 from models.training.growth import deepen
@@ -36,6 +40,8 @@ from models.training.plot import plot_losses
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.05
+BY_RULES, FLOAT = "float-2", "float-5"
+"""The last of the rounds that rules judge, whose model the reader looks at; the finished float model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,8 @@ class Recipe:
     """Whether the model has the first, smaller number of layers."""
     int4: bool = False
     """Whether it trains the quantised forward pass: to predict what the model predicts that it goes on from."""
-    tales: bool = False
-    """Whether that model tells tales, and this one learns beside the text which are better, until every pair is read."""
+    judge: Literal["rules", "reader"] | None = None
+    """Who says, of tales that that model tells, which are better: what this one learns beside the text, every pair once."""
 
 
 _ALL = float("inf")
@@ -63,15 +69,19 @@ _MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
 _HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
 _WITH_SCENES = replace(_MOST_RENAMED, renamed=0.0, scenes=((2.4, 12),))
 """What is learned last shows most."""
-_TALES = Recipe("float", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, tales=True)
+_RULES = Recipe("float", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, judge="rules")
+_READER = replace(_RULES, after=BY_RULES, batch=4, judge="reader")
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
     "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
     "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES),
-    "float-1": _TALES,
-    "float-2": replace(_TALES, after="float-1", batch=8),
-    "int4": Recipe("float-2", batch=8, rates=(0.15, 0.0), mix=_WITH_SCENES, int4=True),
+    "float-1": _RULES,
+    BY_RULES: replace(_RULES, after="float-1", batch=8),
+    "float-3": _READER,
+    "float-4": replace(_READER, after="float-3"),
+    FLOAT: replace(_READER, after="float-4"),
+    "int4": Recipe(FLOAT, batch=8, rates=(0.15, 0.0), mix=_WITH_SCENES, int4=True),
 }
 
 
@@ -136,7 +146,7 @@ class Stages:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        preference = tales.Preference(tales.pair(self.tell(before), plan.seed)) if before and recipe.tales else None
+        preference = tales.Preference(self.compare(before, recipe.judge)) if before and recipe.judge else None
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
         teacher = self.load(before).model if before and recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
@@ -153,6 +163,19 @@ class Stages:
             sys.stderr.write(f"{name}: tells {self.plan.tales} tales\n")
             tales.save(tales.tell(teller, self.plan.tales, self.plan.workers), path)
         return tales.read(path)
+
+    def compare(self, name: str, by: str) -> list[tales.Pair]:
+        """Pairs of the tales that the model of a stage tells: which is better."""
+        told = self.tell(name)
+        texts = [tale.text for tale in told]
+        if by == "rules":
+            return tales.pair(told, -np.array([faults.faults(text) for text in texts]), faults.GAP, self.plan.seed)
+        readings = reader.read_readings(reader.READINGS)
+        sys.stderr.write(f"{name}: {len(readings)} readings, {len(told)} tales to judge\n")
+        with ThreadPoolExecutor(self.plan.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            judge = reader.Reader(self.load(BY_RULES).model, self.tokenizer, tales.PROMPT, readings, pool)
+            worth = reader.worth(texts, judge.scores(texts))
+        return tales.pair(told, worth, reader.GAP, self.plan.seed)
 
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""
@@ -223,7 +246,7 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
     stages = Stages(plan, run, tokenizer, stories)
-    float_state, int4_model = stages.load("float-2"), stages.load("int4").model
+    float_state, int4_model = stages.load(FLOAT), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",

@@ -1,7 +1,7 @@
 """Tales that the model tells, and what it learns from them: direct preference optimisation.
 
     the model, rounded to INT4, tells thousands of tales             tell
-    two with the same hero: the one with fewer faults is better      pair (models/training/faults.py)
+    of two with the same hero one is better                          pair (models/training/faults.py, reader.py)
     the better one becomes likelier than the worse one               Preference
 
 A text teaches which token comes next; whether the tale still makes sense a paragraph later hardly shows in that loss. Here
@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from models.training.data import END_OF_TEXT_ID
-from models.training.faults import Scene, faults
+from models.training.faults import Scene
 from models.training.model import Llama
 from models.training.openings import OPENING
 
@@ -36,8 +36,6 @@ PROMPT = OPENING.rstrip()
 TOKENS = 140
 FIRST_SEED = 1000
 """Smaller ones are left for samples."""
-GAP = 6.0
-"""Faults by which two tales of a pair differ at least."""
 HERO = 6
 """Tokens after the prompt, the hero's name among them, that don't count where both have the same."""
 COMMON = 0.003
@@ -104,10 +102,12 @@ class Pair:
     """Told tokens that do not count."""
 
 
-def pair(tales: list[Tale], seed: int) -> list[Pair]:
-    """Pairs of tales, in an order by chance: each tale at most once as the first and once as the second of its hero's."""
+def pair(tales: list[Tale], worth: np.ndarray, gap: float, seed: int) -> list[Pair]:
+    """Pairs of tales whose worth differs by more than `gap`, in an order by chance.
+
+    Each tale is at most once the first and once the second of its hero's.
+    """
     rng = np.random.default_rng(seed)
-    worth = [faults(tale.text) for tale in tales]
     heroes: dict[str | None, list[int]] = {}
     for i, tale in enumerate(tales):
         heroes.setdefault(Scene(tale.text).hero_name, []).append(i)
@@ -115,11 +115,11 @@ def pair(tales: list[Tale], seed: int) -> list[Pair]:
     pairs = []
     for group in heroes.values():
         for a, b in zip(rng.permutation(group), rng.permutation(group)):
-            if abs(worth[a] - worth[b]) > GAP:
-                better, worse = (a, b) if worth[a] < worth[b] else (b, a)
+            if abs(worth[a] - worth[b]) > gap:
+                better, worse = (a, b) if worth[a] > worth[b] else (b, a)
                 pairs.append(Pair(tales[better], tales[worse], HERO))
     middle = float(np.median(worth))
-    good = [[i for i in group if worth[i] < middle] for group in heroes.values()]
+    good = [[i for i in group if worth[i] > middle] for group in heroes.values()]
     good = [group for group in good if len(group) >= COMMON * len(tales)]
     shares = np.sqrt([len(group) for group in good])
     for i in without if good else ():
