@@ -16,7 +16,6 @@ from engine.errors import FileError, OptionError
 if TYPE_CHECKING:
     from engine.results import Timings
 
-DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_MIN_P, DEFAULT_PENALTY = 0.8, 0.95, 0.1, 1.1
 QUIET_SECONDS = 1.0
 MOST_PROMPT_BYTES = 64 << 20
 
@@ -38,20 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-tokens", type=options.whole(0, (1 << 31) - 1), default=256, metavar="N", help="default: 256"
     )
-    made.add_argument("--temperature", type=float, default=DEFAULT_TEMPERATURE, help="0 is greedy (default: 0.8)")
-    made.add_argument("--top-k", type=int, default=0, help="keep the k most likely tokens (default: 0, all)")
-    made.add_argument(
-        "--top-p", type=float, default=DEFAULT_TOP_P, help="keep the most likely that make up p (default: 0.95)"
-    )
-    made.add_argument(
-        "--min-p",
-        type=float,
-        default=DEFAULT_MIN_P,
-        help="keep those at least so likely as the first times this (default: 0.1)",
-    )
-    made.add_argument(
-        "--repetition-penalty", type=float, help="make recent tokens less likely (default: 1.1; greedy: 1, none)"
-    )
+    options.add_sampling(made)
     made.add_argument("--seed", type=int, help="the same seed gives the same text (default: a new one, told on stderr)")
     made.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
@@ -71,30 +57,21 @@ def _generate(given: argparse.Namespace) -> None:
     begin = time.perf_counter()
     prompt = _prompt(given)
     seed = secrets.randbits(32) if given.seed is None else given.seed
-    penalty = given.repetition_penalty
-    if penalty is None:
-        penalty = 1.0 if given.temperature == 0 else DEFAULT_PENALTY
-    sampling: dict[str, Any] = {
-        "temperature": given.temperature,
-        "top_k": given.top_k,
-        "top_p": given.top_p,
-        "min_p": given.min_p,
-        "repetition_penalty": penalty,
-        "seed": seed,
-    }
-    length = {"max_tokens": given.max_tokens, "stop": given.stop, "ignore_eos": given.ignore_eos}
-    from engine.sampling_options import generation_options
+    from engine.sampling_options import DEFAULTS, command_sampling, generation_options
 
-    generation_options(sampling | length)
+    asked = {name: getattr(given, name) for name in DEFAULTS}
+    length = {"max_tokens": given.max_tokens, "stop": given.stop, "ignore_eos": given.ignore_eos}
+    generation_options(command_sampling(asked, {}) | length | {"seed": seed})
     from engine.llm import load
 
     llm = load(
         given.model, threads=given.threads, context=given.context, cache=given.cache, integer_only=given.integer_only
     )
+    sampling = command_sampling(asked, llm.sampling) | {"seed": seed}
     progress = _Progress()
     ids = llm.chat_ids([{"role": "user", "content": prompt}]) if given.chat else prompt
     stream = llm.stream(ids, progress=progress, **sampling, **length)
-    if given.temperature > 0 and given.seed is None:
+    if sampling["temperature"] > 0 and given.seed is None:
         sys.stderr.write(f"seed {seed}\n")
     first = None
     if not given.json and not given.chat:

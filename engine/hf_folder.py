@@ -38,6 +38,7 @@ from engine.gguf_writer import Key
 from engine.hf_config import HuggingFaceConfig
 from engine.hf_tokenizer import MAX_FILE, HuggingFaceTokenizer
 from engine.safetensors_file import SafetensorsFile, named_files, read_json
+from engine.sampling_options import SAMPLING_KEYS
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SETTINGS = 8 << 20
@@ -248,7 +249,9 @@ def _tokenizer_keys(folder: str, config: Mapping[str, Any], rows: int) -> dict[s
     starts = next((ids for ids in (_ids(c.get("bos_token_id")) for c in (generation, config)) if ids), [None])
     keys = HuggingFaceTokenizer(read_json(path, MAX_FILE), found, path).keys(rows, ends, starts[0])
     template = _chat_template(folder, found)
-    return keys | ({"tokenizer.chat_template": ("string", template)} if template else {})
+    keys |= {"tokenizer.chat_template": ("string", template)} if template else {}
+    recommended = {key: generation.get(option) for option, key in SAMPLING_KEYS.items()}
+    return keys | {key: ("f32", float(np.float32(v))) for key, v in recommended.items() if type(v) in (int, float)}
 
 
 def _ids(value: Any) -> list[int]:

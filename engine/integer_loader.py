@@ -25,6 +25,7 @@ from engine.open_model import open_model
 from engine.static_int8 import StaticFile
 from engine.threads import LOOP_KERNELS, Team
 from engine.tokenizer import Tokenizer
+from engine.usage import Usage
 from kernels.integer_rope import integer_tables
 from kernels.registry import Kernel
 from kernels.rope_table import rope_tables
@@ -50,8 +51,8 @@ def load_static(
     begin = time.perf_counter()
     with StaticFile.open(path) as file:
         limits = integer_plan(file.config, checked_context(file.config, context, file.path), threads, chunk)
-        template = file.vocabulary.string("tokenizer.chat_template", "")
-        return _ready(file.static, limits, file.tokenizer, template, also, begin, file.path, "quantise the model again")
+        usage = Usage.of(file.vocabulary)
+        return _ready(file.static, limits, file.tokenizer, usage, also, begin, file.path, "quantise the model again")
 
 
 def load_integer(
@@ -86,7 +87,7 @@ def load_integer(
         floats = _without_arrays(floats)
         static = from_floats(floats.config, lambda name: float_tensor(file, name), scales)
         advice = "load it without integer_only"
-        made = _ready(static, limits, floats.tokenizer, floats.chat_template, also, begin, file.path, advice)
+        made = _ready(static, limits, floats.tokenizer, floats.usage, also, begin, file.path, advice)
     return replace(made, compile_s=floats.compile_s + made.compile_s)
 
 
@@ -102,7 +103,7 @@ def _ready(
     static: Static,
     limits: Limits,
     tokenizer: Tokenizer,
-    template: str | None,
+    usage: Usage,
     also: list[Kernel],
     begin: float,
     path: str,
@@ -123,9 +124,7 @@ def _ready(
     team = Team(limits.workers, run_block(limits.rows))
     seconds, bits = time.perf_counter() - begin, weights.logit_bits
     table = written.steps.table()
-    return Loaded(
-        config, tokenizer, weights, state, written.steps, table, team, template or None, seconds, compile_s, bits
-    )
+    return Loaded(config, tokenizer, weights, state, written.steps, table, team, usage, seconds, compile_s, bits)
 
 
 def _without_arrays(floats: Loaded) -> Loaded:

@@ -44,6 +44,7 @@ class LLM:
     Attributes:
         name, config, tokenizer: Of the model; context: positions that the cache holds.
         integer_only: Whether it runs in integers alone.
+        sampling: Options of `stream` that its file recommends, and that the commands follow; may be empty.
         load_s: Seconds that loading took; compile_s: those of them that compiling kernels took.
         last: Finish reason and timings of the last generation that came to its end.
     """
@@ -52,6 +53,7 @@ class LLM:
         self.name = name
         self.config = loaded.config
         self.tokenizer = loaded.tokenizer
+        self.sampling = loaded.usage.sampling
         self.integer_only = loaded.logit_bits is not None
         self.context = loaded.state.limits.context
         self.load_s, self.compile_s = loaded.load_s, loaded.compile_s
@@ -90,7 +92,7 @@ class LLM:
         """
         from engine.chat import GUARD, ChatTemplate
 
-        source = self._loaded.chat_template
+        source = self._loaded.usage.chat_template
         if source is None:
             raise FileError(f"{self.name}: chat template: there is none; give the prompt itself instead of messages")
         t = self.tokenizer

@@ -21,6 +21,7 @@ from engine.kernel_cache import prepare
 from engine.open_model import open_model
 from engine.threads import LOOP_KERNELS, Team
 from engine.tokenizer import Tokenizer
+from engine.usage import Usage
 from kernels.registry import Kernel
 from kernels.rope_table import rope_tables
 from kernels.run import run_block
@@ -45,7 +46,7 @@ class Loaded:
     Attributes:
         steps: Keeps alive what the table points to.
         table: The forward pass, (steps, STEP_WIDTH) int64.
-        chat_template: The file's own program for prompts, where it has one.
+        usage: How its file says that it is to be used.
         load_s: Seconds that loading took; compile_s: seconds of it that compiling took.
         logit_bits: Of an integer-only model: one step of a logit is 2^-logit_bits.
     """
@@ -57,7 +58,7 @@ class Loaded:
     steps: Steps
     table: np.ndarray
     team: Team
-    chat_template: str | None
+    usage: Usage
     load_s: float
     compile_s: float
     logit_bits: int | None = None
@@ -75,7 +76,7 @@ def load_gguf(
     begin = time.perf_counter()
     with open_model(path) as file:
         config = read_config(file)
-        template = file.string("tokenizer.chat_template", "")
+        usage = Usage.of(file)
         tokenizer = Tokenizer.from_gguf(file.metadata, config.vocab_size, file.path)
         types = {name: tensor.type for name, tensor in file.tensors.items()}
         _check_forms(file, types)
@@ -97,7 +98,7 @@ def load_gguf(
             file.release(name)
             _check_finite(file, name, matrices[name])
     seconds = time.perf_counter() - begin
-    return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, template or None, seconds, compile_s)
+    return Loaded(config, tokenizer, weights, state, forward, forward.table(), team, usage, seconds, compile_s)
 
 
 def checked_context(config: ModelConfig, asked: int | None, path: str) -> int:

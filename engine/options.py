@@ -34,6 +34,17 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_sampling(made: argparse.ArgumentParser) -> None:
+    """The options of drawing the next token, None where not given: see `sampling_options.command_sampling`."""
+    group = made.add_argument_group("sampling", "The defaults are for a file that recommends nothing else.")
+    add = group.add_argument
+    add("--temperature", type=float, help="0 is greedy (default: 0.8)")
+    add("--top-k", type=int, help="keep the k most likely tokens (default: 0, all)")
+    add("--top-p", type=float, help="keep the most likely that make up p (default: 0.95)")
+    add("--min-p", type=float, help="keep those at least so likely as the first times this (default: 0.05)")
+    add("--repetition-penalty", type=float, help="make recent tokens less likely (default: 1.1; greedy: 1, none)")
+
+
 def run(
     work: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:

@@ -1,6 +1,6 @@
 """python -m engine.samples "Once upon a time" --count 20: continuations of one prompt, a JSON object a line.
 
-Each has a seed of its own and is sampled as `engine.generate` does by default:
+Each has a seed of its own and is sampled as `engine.generate` does:
 
     {"seed": 0, "text": what follows the prompt, "prompt_ids": [...], "ids": [...], "logprobs": [...]}
 
@@ -12,7 +12,6 @@ import json
 import sys
 
 from engine import options
-from engine.generate import DEFAULT_MIN_P, DEFAULT_PENALTY, DEFAULT_TEMPERATURE, DEFAULT_TOP_P
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-tokens", type=options.whole(1, (1 << 31) - 1), default=140, metavar="N", help="default: 140"
     )
+    options.add_sampling(made)
     return made
 
 
@@ -36,22 +36,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sample(given: argparse.Namespace) -> None:
+    from engine.sampling_options import DEFAULTS, SamplingOptions, command_sampling
+
+    asked = {name: getattr(given, name) for name in DEFAULTS}
+    SamplingOptions(**command_sampling(asked, {}))
     from engine.llm import load
 
     with load(given.model, threads=given.threads) as llm:
+        sampling = command_sampling(asked, llm.sampling)
         prompt = llm.tokenize(given.prompt)
         for seed in range(given.first_seed, given.first_seed + given.count):
-            pieces = list(
-                llm.stream(
-                    prompt,
-                    max_tokens=given.max_tokens,
-                    temperature=DEFAULT_TEMPERATURE,
-                    top_p=DEFAULT_TOP_P,
-                    min_p=DEFAULT_MIN_P,
-                    repetition_penalty=DEFAULT_PENALTY,
-                    seed=seed,
-                )
-            )
+            pieces = list(llm.stream(prompt, max_tokens=given.max_tokens, seed=seed, **sampling))
             tokens = [piece for piece in pieces if piece.id >= 0]
             told = {"seed": seed, "text": "".join(piece.text for piece in pieces), "prompt_ids": prompt}
             told |= {"ids": [piece.id for piece in tokens], "logprobs": [piece.logprob for piece in tokens]}

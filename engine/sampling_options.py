@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
@@ -20,6 +20,16 @@ SEEDS = 1 << 64
 MAX_TOP_K = (1 << 31) - 1
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""An option's name -> the key by which a GGUF file recommends it."""
+DEFAULTS = {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
+"""How the commands sample from a model whose file recommends nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,17 @@ def generation_options(options: dict[str, Any]) -> tuple[GenerationOptions, Samp
             raise OptionError(f"option '{escape(name)}': is not known; known: {', '.join(names[0] + names[1])}")
     length, sampling = ({name: options[name] for name in known if name in options} for known in names)
     return GenerationOptions(**length), SamplingOptions(**sampling)
+
+
+def command_sampling(asked: Mapping[str, Any], recommended: Mapping[str, float]) -> dict[str, Any]:
+    """How a command samples: as asked, else as recommended, else by DEFAULTS; `asked` has None for what was not asked.
+
+    Greedy is the largest logit: no penalty then, unless it was asked for.
+    """
+    chosen = DEFAULTS | dict(recommended) | {name: value for name, value in asked.items() if value is not None}
+    if chosen["temperature"] == 0 and asked.get("repetition_penalty") is None:
+        chosen["repetition_penalty"] = 1.0
+    return chosen
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

@@ -39,6 +39,7 @@ MOST_DESCRIPTION = 1 << 20  # bytes; ours are below 1000
 MOST_VOCABULARY = 256 << 20
 ENTRY = 512  # bytes of a safetensors header for each tensor, at most; ours are about 100
 VOCABULARY = "vocabulary"
+KEPT = ("tokenizer.", "general.sampling.")
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
@@ -58,14 +59,12 @@ def write_form(
 
     Args:
         path: NAME.safetensors or NAME.json.
-        keys: Of the float model's file; those of the vocabulary are kept.
+        keys: Of the float model's file; those of the vocabulary and of its use are kept.
         calibration: How its scales were found, for whoever reads the description.
         done: Is told how many weights have been written since it was last told.
     """
     stem, config = stem_of(path), static.config
-    kept = {
-        k: v for k, v in keys.items() if k.startswith("tokenizer.") or k in ("general.architecture", "general.name")
-    }
+    kept = {k: v for k, v in keys.items() if k.startswith(KEPT) or k in ("general.architecture", "general.name")}
     vocabulary = np.frombuffer(header_bytes(kept), np.uint8)
     shapes = {VOCABULARY: ("uint8", vocabulary.shape)} | stored_shapes(config)
     with _tensor_writer(f"{stem}.safetensors", shapes) as write:

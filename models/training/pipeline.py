@@ -150,7 +150,8 @@ class Stages:
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
         teacher = self.load(before).model if before and recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
-        windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, plan.seed, recipe.mix)
+        seed = plan.seed + list(RECIPES).index(name)  # not the same windows again
+        windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, seed, recipe.mix)
         loop.train(self.run, stage, windows, state, teacher, preference)
         return finished
 

@@ -34,6 +34,8 @@ from models.training.openings import OPENING
 
 PROMPT = OPENING.rstrip()
 TOKENS = 140
+MIN_P = 0.1
+"""Tales are told somewhat more wildly than the files recommend, so that there is something to choose from."""
 FIRST_SEED = 1000
 """Smaller ones are left for samples."""
 HERO = 6
@@ -68,7 +70,7 @@ def tell(model: Path, count: int, workers: int) -> list[Tale]:
     bounds = [FIRST_SEED + count * i // workers for i in range(workers + 1)]
 
     def work(first: int, end: int) -> list[Tale]:
-        given = f"--count {end - first} --first-seed {first} --max-tokens {TOKENS} --threads 1".split()
+        given = f"--count {end - first} --first-seed {first} --max-tokens {TOKENS} --min-p {MIN_P} --threads 1".split()
         command = [sys.executable, "-m", "engine.samples", PROMPT, "--model", str(model), *given]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
         if done.returncode:
