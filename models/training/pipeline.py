@@ -170,7 +170,7 @@ class Stages:
         return tales.read(path)
 
     def compare(self, name: str, recipe: Recipe) -> list[tales.Pair]:
-        """Pairs of the tales that the model of a stage tells: which is better, as that recipe has it judged."""
+        """Pairs of the tales that the model of a stage tells: which is better, as the recipe of the next one has it judged."""
         told = self.tell(name)
         texts = [tale.text for tale in told]
         if recipe.judge == "rules":
