@@ -14,13 +14,12 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   float-1     twice: the model tells --tales tales, rounded to INT4, in   float.tales.jsonl, float-1.pt,
   float-2     this engine, and learns beside the text which have fewer    float-1.tales.jsonl, float-2.pt
               faults, as rules count them
-  float-3     four times more: which readers would like better, by a      float-2.tales.jsonl, float-3.pt,
+  float-3     three times more: which readers would like better, by a     float-2.tales.jsonl, float-3.pt,
   float-4     regression on scenes that were read (it ships with this     float-3.tales.jsonl, float-4.pt,
-  float-5     code); in the last one also tales with different heroes     float-4.tales.jsonl, float-5.pt,
-  float-6     are compared                                                float-5.tales.jsonl, float-6.pt
-  int4        from float-6.pt, with the forward pass that the engine
+  float-5     code)                                                       float-4.tales.jsonl, float-5.pt
+  int4        from float-5.pt, with the forward pass that the engine
               computes (Q4_0 matrices, Q8_0 embedding, INT8 activations,
-              float16 cache): learns to predict what float-6.pt predicts  int4.pt
+              float16 cache): learns to predict what float-5.pt predicts  int4.pt
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
               measured.json (bits per byte of the three) and samples.txt in the work folder
 

@@ -78,12 +78,12 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
         patch.setattr(tales, "Preference", Remembered)
         assert train(corpus, straight) == 0
     measured = json.loads((straight / "work" / "measured.json").read_text())
-    from_tales = [told.read(windows) for told, windows in zip(Remembered.made, (2, 8, 4, 4, 4, 4), strict=True)]
+    from_tales = [told.read(windows) for told, windows in zip(Remembered.made, (2, 8, 4, 4, 4), strict=True)]
     assert min(from_tales) > 0
     assert measured["tokens"] == 3968 + 49920 + 9984 + 5888 + sum(from_tales)  # whole steps of 4 and of 8 windows
-    told = tales.read(straight / "work" / "float-5.tales.jsonl")
+    told = tales.read(straight / "work" / "float-4.tales.jsonl")
     assert len(told) == 96
-    teller = read_gguf(straight / "work" / "float-5.gguf")
+    teller = read_gguf(straight / "work" / "float-4.gguf")
     for tale in told[:4]:  # the engine's log-probabilities are those of the training forward pass
         with torch.no_grad():
             logits = teller(torch.tensor([tale.ids[:-1]]), "engine")[0].double()

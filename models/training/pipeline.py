@@ -7,10 +7,9 @@
     float-1, float-2
              rounds: the model, rounded to INT4, tells tales, and learns beside the text which of two is better
              (models/training/tales.py), as rules count their faults (models/training/faults.py)
-    float-3, float-4, float-5, float-6
-             more rounds: better is what readers would like (models/training/reader.py), in the last one whoever the hero
-             is, so that not all tales have the same; it is the float model that we keep (F16 file) and, rounded plainly,
-             the INT4 file to compare with
+    float-3, float-4, float-5
+             more rounds: better is what readers would like (models/training/reader.py); the last one is the float model
+             that we keep (F16 file) and, rounded plainly, the INT4 file to compare with
     int4     quantised forward: learns to predict what the last float model predicts; the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
@@ -41,7 +40,7 @@ from models.training.plot import plot_losses
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.05
-BY_RULES, FLOAT = "float-2", "float-6"
+BY_RULES, FLOAT = "float-2", "float-5"
 """The last of the rounds that rules judge, whose model the reader looks at; the finished float model."""
 
 
@@ -62,8 +61,6 @@ class Recipe:
     """Whether it trains the quantised forward pass: to predict what the model predicts that it goes on from."""
     judge: Literal["rules", "reader"] | None = None
     """Who says, of tales that that model tells, which are better: what this one learns beside the text, every pair once."""
-    across: bool = False
-    """Whether tales with different heroes are compared."""
 
 
 _ALL = float("inf")
@@ -83,8 +80,7 @@ RECIPES = {
     BY_RULES: replace(_RULES, after="float-1", batch=8),
     "float-3": _READER,
     "float-4": replace(_READER, after="float-3"),
-    "float-5": replace(_READER, after="float-4"),
-    FLOAT: replace(_READER, after="float-5", across=True),
+    FLOAT: replace(_READER, after="float-4"),
     "int4": Recipe(FLOAT, batch=8, rates=(0.15, 0.0), mix=_WITH_SCENES, int4=True),
 }
 
@@ -150,7 +146,7 @@ class Stages:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        preference = tales.Preference(self.compare(before, recipe)) if before and recipe.judge else None
+        preference = tales.Preference(self.compare(before, recipe.judge)) if before and recipe.judge else None
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
         teacher = self.load(before).model if before and recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
@@ -169,18 +165,18 @@ class Stages:
             tales.save(tales.tell(teller, self.plan.tales, self.plan.workers), path)
         return tales.read(path)
 
-    def compare(self, name: str, recipe: Recipe) -> list[tales.Pair]:
-        """Pairs of the tales that the model of a stage tells: which is better, as the recipe of the next one has it judged."""
+    def compare(self, name: str, by: str) -> list[tales.Pair]:
+        """Pairs of the tales that the model of a stage tells: which is better."""
         told = self.tell(name)
         texts = [tale.text for tale in told]
-        if recipe.judge == "rules":
+        if by == "rules":
             return tales.pair(told, -np.array([faults.faults(text) for text in texts]), faults.GAP, self.plan.seed)
         readings = reader.read_readings(reader.READINGS)
         sys.stderr.write(f"{name}: {len(readings)} readings, {len(told)} tales to judge\n")
         with ThreadPoolExecutor(self.plan.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             judge = reader.Reader(self.load(BY_RULES).model, self.tokenizer, tales.PROMPT, readings, pool)
             worth = reader.worth(texts, judge.scores(texts))
-        return tales.pair(told, worth, reader.GAP, self.plan.seed, recipe.across)
+        return tales.pair(told, worth, reader.GAP, self.plan.seed)
 
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""

@@ -104,22 +104,22 @@ class Pair:
     """Told tokens that do not count."""
 
 
-def pair(tales: list[Tale], worth: np.ndarray, gap: float, seed: int, across: bool = False) -> list[Pair]:
+def pair(tales: list[Tale], worth: np.ndarray, gap: float, seed: int) -> list[Pair]:
     """Pairs of tales whose worth differs by more than `gap`, in an order by chance.
 
-    Each tale is at most once the first and once the second of its hero's; `across`: of all, and then the hero counts too.
+    Each tale is at most once the first and once the second of its hero's.
     """
     rng = np.random.default_rng(seed)
     heroes: dict[str | None, list[int]] = {}
     for i, tale in enumerate(tales):
-        heroes.setdefault("" if across else Scene(tale.text).hero_name, []).append(i)
+        heroes.setdefault(Scene(tale.text).hero_name, []).append(i)
     without = heroes.pop(None, [])
     pairs = []
     for group in heroes.values():
         for a, b in zip(rng.permutation(group), rng.permutation(group)):
             if abs(worth[a] - worth[b]) > gap:
                 better, worse = (a, b) if worth[a] > worth[b] else (b, a)
-                pairs.append(Pair(tales[better], tales[worse], 0 if across else HERO))
+                pairs.append(Pair(tales[better], tales[worse], HERO))
     middle = float(np.median(worth))
     good = [[i for i in group if worth[i] > middle] for group in heroes.values()]
     good = [group for group in good if len(group) >= COMMON * len(tales)]
