@@ -231,12 +231,20 @@ def test_a_scene_begins_with_somebody_in_a_sentence_that_stands_alone(start: str
 
 
 def test_with_a_teacher_the_loss_is_the_cross_entropy_to_its_predictions() -> None:
-    student, teacher = tiny_model(8), tiny_model(9)
-    windows = torch.randint(0, SHAPE.vocab, (2, 25))
+    """Which are those of the float model, and at a higher temperature where a tale has just begun."""
+    student, model = tiny_model(8), tiny_model(9)
+    windows = torch.from_numpy(np.random.default_rng(10).integers(3, student.shape.vocab, (2, 33)))
+    windows[0, 4:7] = windows[1, 29:32] = torch.tensor([0, 1, 2])
+    teacher = Teacher(model, [0, 1, 2])
     with torch.no_grad():
-        p = teacher(windows[:, :-1], "bfloat16").double().softmax(-1)
+        wanted = model(windows[:, :-1], "bfloat16").double()
+        wanted[0, 6] /= HERO_TEMPERATURE
+        wanted[1, 31] /= HERO_TEMPERATURE
+        p = wanted.softmax(-1)
         expected = -(p * student(windows[:, :-1], "float32").double().log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(teacher(windows[:, :-1]).double(), p, rtol=1e-5, atol=1e-7)
     assert student.loss(windows, "float32", teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert teacher(windows[:, :2]).shape == (2, 2, student.shape.vocab)  # shorter than the beginning of a tale
 
 
 def test_validation_predicts_each_token_once() -> None:

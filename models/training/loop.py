@@ -20,7 +20,7 @@ import torch
 
 from models.training.data import Windows
 from models.training.evaluate import bits_per_byte_quick
-from models.training.model import Llama
+from models.training.model import Llama, Predictions
 from models.training.optimizer import Optimizer
 from models.training.tales import Loss, Preference
 
@@ -88,10 +88,10 @@ class State:
         self.step, self.tokens = int(saved["step"]), int(saved["tokens"])
 
 
-def text_losses(batch: torch.Tensor, teacher: Llama | None) -> list[Loss]:
+def text_losses(batch: torch.Tensor, teacher: Predictions | None) -> list[Loss]:
     """The losses of `batch` (windows, T + 1) int64, each of a few windows.
 
-    teacher: none, or a float model whose predictions are learned instead of the text.
+    teacher: none, or whose predictions are learned instead of the text.
     """
     return [lambda model, mode, part=part: model.loss(part, mode, teacher) for part in batch.split(MICRO_BATCH)]  # type: ignore[misc]
 
@@ -137,7 +137,7 @@ def quick_check(run: Run, model: Llama, rounded: Llama | None, pool: ThreadPoolE
 
 
 def train(
-    run: Run, stage: Stage, windows: Windows, state: State, teacher: Llama | None, preference: Preference | None = None
+    run: Run, stage: Stage, windows: Windows, state: State, teacher: Predictions | None, preference: Preference | None = None
 ) -> None:
     """Train from `state` to the end of the stage, on windows of text and, where there is a `preference`, on pairs of tales.
 

@@ -17,6 +17,7 @@ Four ways of computing, chosen per call:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ from models.training.quantization import (
 )
 
 TILE = 128
+Predictions = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +172,15 @@ class Llama(nn.Module):
         x = F.rms_norm(x, (self.shape.hidden,), self.output_norm, self.shape.norm_epsilon)
         return Product.apply(fake_activation(x) if mode == "int8" else x, self.token_embd, mode != "bfloat16")
 
-    def loss(self, windows: torch.Tensor, mode: str, teacher: Llama | None = None) -> torch.Tensor:
+    def loss(self, windows: torch.Tensor, mode: str, teacher: Predictions | None = None) -> torch.Tensor:
         """Mean cross-entropy in nats of predicting windows (B, T + 1) int64 from their first T tokens.
 
-        With a teacher, a float model, it is that to the teacher's predictions instead of the text (Hinton et al. 2015).
+        With a teacher it is that to what the teacher makes of these tokens, probabilities (B, T, V), instead of the text.
         """
         logits = self(windows[:, :-1], mode).flatten(0, 1).float()
         if teacher is None:
             return F.cross_entropy(logits, windows[:, 1:].flatten())
-        with torch.no_grad():
-            wanted = teacher(windows[:, :-1], "bfloat16").flatten(0, 1).float().softmax(-1)
-        return F.cross_entropy(logits, wanted)
+        return F.cross_entropy(logits, teacher(windows[:, :-1]).flatten(0, 1))
 
     def count(self) -> int:
         """Number of parameters."""

@@ -10,7 +10,8 @@
     float-3, float-4, float-5
              more rounds: better is what readers would like (models/training/reader.py); the last one is the float model
              that we keep (F16 file) and, rounded plainly, the INT4 file to compare with
-    int4     quantised forward: learns to predict what the last float model predicts; the model we ship
+    int4     quantised forward: learns to predict what the last float model predicts (models/training/teacher.py); the
+             model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -36,6 +37,7 @@ from models.training.growth import deepen
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
 from models.training.plot import plot_losses
+from models.training.teacher import Teacher
 
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
@@ -148,7 +150,7 @@ class Stages:
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
         preference = tales.Preference(self.compare(before, recipe.judge)) if before and recipe.judge else None
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
-        teacher = self.load(before).model if before and recipe.int4 else None
+        teacher = Teacher(self.load(before).model, self._opening()) if before and recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
         seed = plan.seed + list(RECIPES).index(name)  # not the same windows again
         windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, seed, recipe.mix)
@@ -181,6 +183,9 @@ class Stages:
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""
         return self._restore(self.plan.shape_of(name), self.finish(name))
+
+    def _opening(self) -> list[int]:
+        return [data.END_OF_TEXT_ID, *self.tokenizer.encode(tales.PROMPT).ids]
 
     def _begin(self, model: Llama, tokens: int = 0) -> loop.State:
         """A model whose optimizer has no momentum yet."""
