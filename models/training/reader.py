@@ -1,6 +1,7 @@
 """What a reader thinks of a told scene, learned from scenes that were read: for choosing between two of them.
 
-    readings.jsonl.gz  scenes that this model told at several stages, each with the score that its reader gave
+    readings.jsonl.gz  scenes that this model told at several stages, each with the score that its reader gave (a language
+                       model far larger than this one, asked to read for the meaning)
     Reader             the score of other scenes: ridge regression (Hoerl and Kennard 1970) on what the model itself
                        makes of the words: its hidden states, how likely it finds them, and the faults that rules count
 
