@@ -57,9 +57,9 @@ def _generate(given: argparse.Namespace) -> None:
     begin = time.perf_counter()
     prompt = _prompt(given)
     seed = secrets.randbits(32) if given.seed is None else given.seed
-    from engine.sampling_options import DEFAULTS, command_sampling, generation_options
+    from engine.sampling_options import command_sampling, generation_options
 
-    asked = {name: getattr(given, name) for name in DEFAULTS}
+    asked = vars(given)
     length = {"max_tokens": given.max_tokens, "stop": given.stop, "ignore_eos": given.ignore_eos}
     generation_options(command_sampling(asked, {}) | length | {"seed": seed})
     from engine.llm import load

@@ -234,7 +234,7 @@ def _info(name: str, file: SafetensorsFile, theirs: str) -> TensorInfo:
 
 
 def _tokenizer_keys(folder: str, config: Mapping[str, Any], rows: int) -> dict[str, Key]:
-    """The vocabulary's keys, from all files that say something of it."""
+    """The keys of the vocabulary and of its use (chat template, sampling), from all files that say something of them."""
 
     def settings(name: str) -> dict[str, Any]:
         path = os.path.join(folder, name)

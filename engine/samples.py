@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sample(given: argparse.Namespace) -> None:
-    from engine.sampling_options import DEFAULTS, SamplingOptions, command_sampling
+    from engine.sampling_options import SamplingOptions, command_sampling
 
-    asked = {name: getattr(given, name) for name in DEFAULTS}
+    asked = vars(given)
     SamplingOptions(**command_sampling(asked, {}))
     from engine.llm import load
 

@@ -94,12 +94,15 @@ def generation_options(options: dict[str, Any]) -> tuple[GenerationOptions, Samp
 
 
 def command_sampling(asked: Mapping[str, Any], recommended: Mapping[str, float]) -> dict[str, Any]:
-    """How a command samples: as asked, else as recommended, else by DEFAULTS; `asked` has None for what was not asked.
+    """How a command samples: as asked, else as recommended, else by DEFAULTS.
 
     Greedy is the largest logit: no penalty then, unless it was asked for.
+
+    asked: the command's options by name; None for what was not asked. Others than those of DEFAULTS may be among them.
     """
-    chosen = DEFAULTS | dict(recommended) | {name: value for name, value in asked.items() if value is not None}
-    if chosen["temperature"] == 0 and asked.get("repetition_penalty") is None:
+    given = {name: asked[name] for name in DEFAULTS if asked[name] is not None}
+    chosen = DEFAULTS | dict(recommended) | given
+    if chosen["temperature"] == 0 and "repetition_penalty" not in given:
         chosen["repetition_penalty"] = 1.0
     return chosen
 

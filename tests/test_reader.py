@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,8 +74,7 @@ def test_the_scores_are_a_ridge_regression_on_what_the_model_holds(
     rng = np.random.default_rng(2)
     readings = [Reading(scene(i), float(rng.normal())) for i in range(40)]
     others = [scene(i) for i in range(40, 60)]
-    with ThreadPoolExecutor(1) as pool:
-        found = Reader(model, tokenizer, tales.PROMPT, readings, pool).scores(others)
+    found = Reader(model, tokenizer, tales.PROMPT, readings, workers=1).scores(others)
 
     read = np.array([seen_by(model, tokenizer, reading.text) for reading in readings])
     given = np.array([seen_by(model, tokenizer, text) for text in others])
@@ -95,8 +93,7 @@ def test_it_learns_what_readers_like(model: Llama, tokenizer: tokenizers.Tokeniz
     texts = [scene(i) for i in range(400)]
     liked = np.array([text.count("Peter") - text.count("Reddy") for text in texts], float)
     readings = [Reading(text, score) for text, score in zip(texts[:300], liked[:300])]
-    with ThreadPoolExecutor(2) as pool:
-        found = Reader(model, tokenizer, tales.PROMPT, readings, pool).scores(texts[300:])
+    found = Reader(model, tokenizer, tales.PROMPT, readings, workers=2).scores(texts[300:])
     assert np.corrcoef(found, liked[300:])[0, 1] > 0.5
 
 
@@ -139,7 +136,6 @@ def test_scenes_that_it_has_not_seen_are_judged_as_their_readers_did() -> None:
 
     readings = read_readings(READINGS)
     chosen = [readings[i] for i in np.random.default_rng(7).permutation(len(readings))[:3600]]
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        learned = Reader(read_gguf(PRETRAINED / "story.gguf"), Encoder(), tales.PROMPT, chosen[:3000], pool)
-        found = learned.scores([reading.text for reading in chosen[3000:]])
+    learned = Reader(read_gguf(PRETRAINED / "story.gguf"), Encoder(), tales.PROMPT, chosen[:3000], workers=2)
+    found = learned.scores([reading.text for reading in chosen[3000:]])
     assert np.corrcoef(found, [reading.score for reading in chosen[3000:]])[0, 1] > 0.6

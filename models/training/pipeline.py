@@ -23,6 +23,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -120,7 +121,7 @@ def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stages:
     """Runs the stages of a plan on its stories."""
 
@@ -173,12 +174,15 @@ class Stages:
         texts = [tale.text for tale in told]
         if by == "rules":
             return tales.pair(told, -np.array([faults.faults(text) for text in texts]), faults.GAP, self.plan.seed)
-        readings = reader.read_readings(reader.READINGS)
-        sys.stderr.write(f"{name}: {len(readings)} readings, {len(told)} tales to judge\n")
-        with ThreadPoolExecutor(self.plan.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            judge = reader.Reader(self.load(BY_RULES).model, self.tokenizer, tales.PROMPT, readings, pool)
-            worth = reader.worth(texts, judge.scores(texts))
+        worth = reader.worth(texts, self._reader.scores(texts))
         return tales.pair(told, worth, reader.GAP, self.plan.seed)
+
+    @cached_property
+    def _reader(self) -> reader.Reader:
+        """The reader of all rounds: it looks at scenes with the model that the last round by rules left."""
+        readings = reader.read_readings(reader.READINGS)
+        sys.stderr.write(f"{BY_RULES}: learns what readers like from {len(readings)} readings\n")
+        return reader.Reader(self.load(BY_RULES).model, self.tokenizer, tales.PROMPT, readings, self.plan.workers)
 
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""

@@ -71,12 +71,13 @@ class Reader:
 
     model: float, of the stage after which the tales are told; it is only looked at.
     prompt: what every scene begins with; it doesn't count.
+    workers: threads, each of which computes some texts at once.
     """
 
     def __init__(
-        self, model: Llama, tokenizer: Tokenizer, prompt: str, readings: list[Reading], pool: ThreadPoolExecutor
+        self, model: Llama, tokenizer: Tokenizer, prompt: str, readings: list[Reading], workers: int
     ) -> None:
-        self._model, self._tokenizer, self._pool = model, tokenizer, pool
+        self._model, self._tokenizer, self._workers = model, tokenizer, workers
         self._given = len(tokenizer.encode(prompt).ids)
         features = self._features([reading.text for reading in readings])
         scores = np.array([reading.score for reading in readings])
@@ -99,7 +100,8 @@ class Reader:
         ids = [[END_OF_TEXT_ID, *found.ids][:longest] for found in self._tokenizer.encode_batch_fast(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         parts = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-        held = list(self._pool.map(lambda part: self._held([ids[i] for i in part]), parts))
+        with ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            held = list(pool.map(lambda part: self._held([ids[i] for i in part]), parts))
         rows = np.empty((len(texts), held[0].shape[1]))
         for part, found in zip(parts, held):
             rows[part] = found
