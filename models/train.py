@@ -8,20 +8,14 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
               ends too when a file `decay_now` is in the work folder      stable.pt
   cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
-  deep        float, all the --layers, the rate falls further             deep.pt
-  float       from deep.pt, float; the rate falls to zero; all the
-              stories, and scenes out of them begun like tales            float.pt
-  float-1     twice: the model tells --tales tales, rounded to INT4, in   float.tales.jsonl, float-1.pt,
-  float-2     this engine, and learns beside the text which have fewer    float-1.tales.jsonl, float-2.pt
-              faults, as rules count them
-  float-3     three times more: which readers would like better, by a     float-2.tales.jsonl, float-3.pt,
-  float-4     regression on scenes that were read (it ships with this     float-3.tales.jsonl, float-4.pt,
-  float-5     code)                                                       float-4.tales.jsonl, float-5.pt
-  int4        from float-5.pt, with the forward pass that the engine
+  deep        float, all the --layers, the rate falls further; the stories,
+              and as much of the tales that are written for the model       deep.pt
+  float       float, the rate falls to zero, more of these tales            float.pt
+  int4        from float.pt, with the forward pass that the engine
               computes (Q4_0 matrices, Q8_0 embedding, INT8 activations,
-              float16 cache): learns to predict what float-5.pt predicts  int4.pt
-  export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly),
-              measured.json (bits per byte of the three) and samples.txt in the work folder
+              float16 cache): learns to predict what float.pt predicts      int4.pt
+  export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly) and
+              measured.json (bits per byte of the three) in the work folder
 
 Progress goes to stderr and loss.csv. The seed is fixed. Needs the extra `train` (PyTorch).
 """
@@ -32,6 +26,8 @@ import argparse
 import sys
 from pathlib import Path
 
+WRITTEN = Path(__file__).parent / "training" / "written"
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
@@ -40,14 +36,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder with train.txt, valid.txt, index.tsv")
+    add("--tales", type=Path, default=WRITTEN, help="folder of tales for the model (default: those that come along)")
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
     add("--deep-tokens", type=float, default=17.2e6, help="tokens with all the layers (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=1.6e6, help="tokens of the stage float (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=3e6, help="tokens of the stage float (default: %(default).0f)")
     add("--int4-tokens", type=float, default=0.82e6, help="tokens of the stage int4 (default: %(default).0f)")
-    add("--tales", type=int, default=4000, help="tales that it tells in a round (default: %(default)s)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
     add("--feed-forward", type=int, default=768, help="inner width (default: %(default)s)")
@@ -92,13 +88,13 @@ def main(arguments: list[str] | None = None) -> int:
     }
     plan = Plan(
         corpus=options.corpus,
+        tales=options.tales,
         out=options.out,
         work=options.work,
         shape=shape,
         first_layers=options.first_layers,
         seed=options.seed,
         tokens=tokens,
-        tales=options.tales,
         matrix_rate=options.matrix_rate,
         vector_rate=options.vector_rate,
         workers=options.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
 gguf = pytest.importorskip("gguf")
 
-from models.training import data, export, loop, openings, quantization  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+
+from models.training import data, export, loop, quantization  # noqa: E402
 from models.training.growth import deepen, sources  # noqa: E402
 from models.training.model import Llama, Shape, attention  # noqa: E402
 from models.training.optimizer import Optimizer, orthogonalize  # noqa: E402
 from models.training.renaming import GROUPS, rename  # noqa: E402
-from models.training.teacher import HERO_TEMPERATURE, Teacher  # noqa: E402
+from models.training.written import parse  # noqa: E402
 
 SHAPE = Shape(vocab=260, hidden=64, feed_forward=96, layers=2, heads=4, kv_heads=2, context=24)
 
@@ -124,7 +127,7 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
     stage = loop.Stage("int4", True, steps=2, batch=4, rates=(0.3, 0.0))
     with ThreadPoolExecutor(2) as pool:
         for step in range(2):
-            loop.train_step(model, rounded, [loop.text_losses(batch, Teacher(tiny_model(6), [0, 1, 2]))], pool)
+            loop.train_step(model, rounded, tiny_model(6).predictions, batch, pool)
             before = [p.clone() for p in rounded.parameters()]
             optimizer.step(stage.factor(step), pool)
     story = data.Story("once upon a time there was a little fox " * 9, 1.0)
@@ -146,32 +149,41 @@ def test_rates_fall_to_zero_and_begin_with_a_warm_up() -> None:
 
 
 STORIES = [data.Story(f"Peter was fox {i}. " + "He went to the wood. " * 40, 1.0 + i % 3) for i in range(10)]
-MIX = data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.5, scenes=((1.8, 4),))
+TALES = parse("@ kind=fox|hen\nOnce {a kind} met {boy}. The [end|rest].\n@\nOnce a king.\n", "deep.txt")
+TALES += parse("@\nOnce a [queen|king].\n", "tales.txt")
+MIX = data.Mix(copies=((1.8, 3), (2.4, 2)), renamed=0.5, written=(5, 4))
 
 
 def test_windows_depend_only_on_seed_and_index() -> None:
     tokenizer = data.train_tokenizer(STORIES, 300)
-    straight = data.Windows(tokenizer, STORIES, 16, 6, MIX).take(0, 200)
-    resumed = data.Windows(tokenizer, STORIES, 16, 6, MIX)
+    straight = data.Windows(tokenizer, STORIES, TALES, 16, 6, MIX).take(0, 200)
+    resumed = data.Windows(tokenizer, STORIES, TALES, 16, 6, MIX)
     assert straight.shape == (200, 17)
     np.testing.assert_array_equal(resumed.take(123, 77), straight[123:])
-    assert (data.Windows(tokenizer, STORIES, 16, 7, MIX).take(0, 200) != straight).any()
+    assert (data.Windows(tokenizer, STORIES, TALES, 16, 7, MIX).take(0, 200) != straight).any()
 
 
-def test_a_round_reads_each_story_and_its_scene_as_often_as_the_mix_says() -> None:
-    """Windows of one token show every token of a round but its last as an input."""
+def test_a_round_reads_each_story_and_tale_as_often_as_the_mix_says(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = data.train_tokenizer(STORIES, 300)
-    read = [story.text for story in STORIES for _ in range(3 * (story.score == 1) + 2 * (story.score == 2))]
-    read += ["Once upon a time " + story.text for story in STORIES for _ in range(4 * (story.score == 1))]
-    tokens = sum(map(len, data.encode_texts(tokenizer, read)))
-    windows = data.Windows(tokenizer, STORIES, 1, 6, replace(MIX, renamed=0.0)).take(0, tokens - 1)
-    begun = int((windows[:, 0] == data.END_OF_TEXT_ID).sum())
-    assert begun == len(read) == 4 * 3 + 3 * 2 + 4 * 4
+    encode, rounds = data.encode_texts, []
+
+    def remembered(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+        rounds.append(Counter(texts))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(data, "encode_texts", remembered)
+    data.Windows(tokenizer, STORIES, TALES, 16, 6, replace(MIX, renamed=0.0)).take(0, 1)
+    (found,) = rounds
+    for story in STORIES:
+        assert found.pop(story.text, 0) == {1.0: 3, 2.0: 2, 3.0: 0}[story.score]
+    king, queen = found.pop("Once a king."), found.pop("Once a queen.")
+    assert king + queen == 4 + 5 and 0 < queen <= 5 and found.total() == 4
+    assert all(re.fullmatch(r"Once a (fox|hen) met [A-Z][a-z]+\. The (end|rest)\.", text) for text in found)
 
 
 def test_windows_of_too_few_tokens_are_refused() -> None:
     bytes_alone = data.train_tokenizer([], 257)  # one entry for each byte, and the end of text
-    windows = data.Windows(bytes_alone, [data.Story("Eh", 1.0)], 16, 6, MIX)
+    windows = data.Windows(bytes_alone, [data.Story("Eh", 1.0)], [], 16, 6, MIX)
     with pytest.raises(ValueError, match="the texts of one round have 9 tokens; windows of 16 need more"):
         windows.take(0, 1)
 
@@ -195,57 +207,14 @@ def test_renaming_keeps_each_character_one_character() -> None:
     assert rename(text, np.random.default_rng(1)) == rename(text, np.random.default_rng(1)) != text
 
 
-def test_scenes_begin_where_a_character_enters_and_end_with_a_paragraph() -> None:
-    wiggily = ["Uncle Wiggily went home. " * 20, "Then Peter Rabbit went home. " * 30, "Peter Rabbit saw him. " * 30]
-    talk = ['Jimmy Skunk spoke. "Well, well, Jimmy Skunk!" ' * 30, '"Oh!" said he. ' * 50]
-    toad = [
-        "Mr. Toad was glad. " * 25,
-        "Jimmy Skunk was not. " * 30,
-        "The king was old. " * 80,
-        "He had a daughter. " * 3,
-    ]
-    text = "\n\n".join(["The day was long. " * 40, *wiggily, *talk, *toad, "Billy Mink sat down."])
-    scenes = ["\n\n".join(wiggily[:2]), "\n\n".join(toad[:3])]
-    assert openings.tell(text) == ["Once upon a time " + scene for scene in scenes]
-
-
-@pytest.mark.parametrize(
-    ("start", "begins"),
-    [
-        ("Peter sat down.", True),
-        ("Bowser the Hound.", False),  # a heading
-        ("Little Joe Otter sat down.", True),
-        ("Mrs. Toad was glad.", True),
-        ("Alice sat down.", False),  # a name of one word that is in no group may be any word
-        ("When Peter Rabbit came, Peter Rabbit sat down.", False),
-        ("Peter sat there again.", False),  # points back
-        ("Jimmy Skunk grinned back at him.", False),
-        ('"Well!" said Peter.', False),
-    ],
-)
-def test_a_scene_begins_with_somebody_in_a_sentence_that_stands_alone(start: str, begins: bool) -> None:
-    text = f"{start} " + "The sun was warm. " * 40
-    assert openings.tell(text) == ["Once upon a time " + text] * begins
-    assert openings.tell(text[:599]) == []
-    for more in ('"' + "The sun was warm. " * 8 + '" ', "He thought that he would. " * 5):
-        assert openings.tell(f"{start} {more}" + "The wood was still. " * 40) == []
-
-
 def test_with_a_teacher_the_loss_is_the_cross_entropy_to_its_predictions() -> None:
-    """Which are those of the float model, and at a higher temperature where a tale has just begun."""
     student, model = tiny_model(8), tiny_model(9)
     windows = torch.from_numpy(np.random.default_rng(10).integers(3, student.shape.vocab, (2, 25)))
-    windows[0, 4:7] = windows[1, 21:24] = torch.tensor([0, 1, 2])
-    teacher = Teacher(model, [0, 1, 2])
     with torch.no_grad():
-        wanted = model(windows[:, :-1], "bfloat16").double()
-        wanted[0, 6] /= HERO_TEMPERATURE
-        wanted[1, 23] /= HERO_TEMPERATURE
-        p = wanted.softmax(-1)
+        p = model(windows[:, :-1], "bfloat16").double().softmax(-1)
         expected = -(p * student(windows[:, :-1], "float32").double().log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(teacher(windows[:, :-1]).double(), p, rtol=1e-5, atol=1e-7)
-    assert student.loss(windows, "float32", teacher).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert teacher(windows[:, :2]).shape == (2, 2, student.shape.vocab)  # shorter than the beginning of a tale
+    torch.testing.assert_close(model.predictions(windows[:, :-1]).double(), p, rtol=1e-5, atol=1e-7)
+    assert student.loss(windows, "float32", model.predictions).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_validation_predicts_each_token_once() -> None:

@@ -2,7 +2,8 @@
 
 A corpus folder holds `train.txt` and `valid.txt` (optionally `train_us.txt`, `valid_us.txt`): one story after another, each
 followed by a line `<|endoftext|>`; and `index.tsv`, which gives every story's simplicity score (lower is plainer) in the
-files' order. Plain stories are read more often, and some under other names: a stage's Mix says which.
+files' order. Plain stories are read more often, some under other names, and beside them tales written for the model: a
+stage's Mix says how often.
 
     stream   <|endoftext|> story <|endoftext|> story ...       uint16
     window   512 inputs and the 512 tokens that follow them    (T + 1,)
@@ -17,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.training.openings import tell
 from models.training.renaming import rename
+from models.training.written import Tale
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -44,16 +45,8 @@ class Mix:
     copies: Copies
     renamed: float = 0.0
     """Share of them whose characters get other names (models/training/renaming.py)."""
-    scenes: Copies = ()
-    """How often the scenes of a story are read beside it (models/training/openings.py)."""
-
-    def texts(self, stories: list[Story]) -> tuple[list[str], list[int]]:
-        """All that is read, and how often in one round."""
-        wanted = [(story.text, _count(self.copies, story)) for story in stories]
-        for story in stories:
-            if count := _count(self.scenes, story):
-                wanted += [(scene, count) for scene in tell(story.text)]
-        return [text for text, _ in wanted], [count for _, count in wanted]
+    written: tuple[int, int] = (0, 0)
+    """How often each written tale is told, and each deep one (models/training/written.py)."""
 
 
 def _count(copies: Copies, story: Story) -> int:
@@ -109,10 +102,13 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 class Windows:
     """Training windows in a fixed order: window i depends only on the seed, so a run resumes by its count of windows."""
 
-    def __init__(self, tokenizer: Tokenizer, stories: list[Story], length: int, seed: int, mix: Mix) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stories: list[Story], tales: list[Tale], length: int, seed: int, mix: Mix
+    ) -> None:
         """length: T, tokens predicted per window."""
         self._tokenizer = tokenizer
-        self._texts, self._copies = mix.texts(stories)
+        self._texts: list[Story | Tale] = [*stories, *tales]
+        self._copies = [_count(mix.copies, story) for story in stories] + [mix.written[tale.deep] for tale in tales]
         self._renamed = mix.renamed
         self._length = length
         self._seed = seed
@@ -127,7 +123,10 @@ class Windows:
         texts: list[str] = []
         for i in rng.permutation(np.repeat(np.arange(len(self._texts)), self._copies)):
             text = self._texts[i]
-            texts.append(rename(text, rng) if rng.random() < self._renamed else text)
+            if isinstance(text, Tale):
+                texts.append(text.tell(rng))
+            else:
+                texts.append(rename(text.text, rng) if rng.random() < self._renamed else text.text)
         stream = np.concatenate(encode_texts(self._tokenizer, texts))
         tokens = len(stream)
         stream = stream[int(rng.integers(self._length)) :]

@@ -1,4 +1,4 @@
-"""Bits per byte on the held-out stories, and sample texts, computed in PyTorch."""
+"""Bits per byte on the held-out stories, computed in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from models.training.data import END_OF_TEXT_ID, Validation
+from models.training.data import Validation
 from models.training.model import Llama
 
 
@@ -41,20 +41,3 @@ def bits_per_byte_quick(
     """Bits per byte over a few windows, with the mean length of a token: for watching a run."""
     tokens = sum(len(window) - 1 for window in windows)
     return total_nats(model, windows, mode, pool) / math.log(2) / (tokens * bytes_per_token)
-
-
-@torch.no_grad()
-def sample(model: Llama, prompt: list[int], count: int, temperature: float, seed: int, mode: str) -> list[int]:
-    """Continue `prompt` by up to `count` ids, greedily if the temperature is 0; the end of the text stops."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = [END_OF_TEXT_ID, *prompt]
-    for _ in range(count):
-        logits = model(torch.tensor([ids[-model.shape.context :]]), mode)[0, -1].float()
-        if temperature == 0:
-            chosen = int(logits.argmax())
-        else:
-            chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
-        if chosen == END_OF_TEXT_ID:
-            break
-        ids.append(chosen)
-    return ids[1:]

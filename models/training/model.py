@@ -182,6 +182,11 @@ class Llama(nn.Module):
             return F.cross_entropy(logits, windows[:, 1:].flatten())
         return F.cross_entropy(logits, teacher(windows[:, :-1]).flatten(0, 1))
 
+    @torch.no_grad()
+    def predictions(self, ids: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, T, V) float32 of what follows each of ids (B, T) int64: as a teacher's (Hinton et al. 2015)."""
+        return self(ids, "bfloat16").float().softmax(-1)
+
     def count(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.parameters())

@@ -1,17 +1,11 @@
-"""From the corpus to the GGUF files: tokenizer, float training, rounds of tales, INT4-aware training, export, measurements.
+"""From the corpus to the GGUF files: tokenizer, float training, INT4-aware training, export, measurements.
 
-    stable   float, few layers, constant rate, the plainer two thirds
+    stable   float, few layers, constant rate, the plainer two thirds of the stories
     cool     float, the rate falls to less than half, all stories, most of them renamed
-    deep     float, all the layers, the rate falls further, half of the stories renamed
-    float    float, the rate falls to zero
-    float-1, float-2
-             rounds: the model, rounded to INT4, tells tales, and learns beside the text which of two is better
-             (models/training/tales.py), as rules count their faults (models/training/faults.py)
-    float-3, float-4, float-5
-             more rounds: better is what readers would like (models/training/reader.py); the last one is the float model
-             that we keep (F16 file) and, rounded plainly, the INT4 file to compare with
-    int4     quantised forward: learns to predict what the last float model predicts (models/training/teacher.py); the
-             model we ship
+    deep     float, all the layers, the rate falls further; tales written for the model beside the stories
+    float    float, the rate falls to zero, more of these tales; this is the model that we keep (F16 file) and, rounded
+             plainly, the INT4 file to compare with
+    int4     quantised forward: learns to predict what the float model predicts; the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
 the first ended.
@@ -23,28 +17,23 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from models.training import data, faults, loop, reader, tales
-from models.training.evaluate import bits_per_byte, bits_per_byte_quick, sample
+from models.training import data, loop
+from models.training.evaluate import bits_per_byte, bits_per_byte_quick
 from models.training.export import read_gguf, write_gguf
 from models.training.growth import deepen
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
 from models.training.plot import plot_losses
-from models.training.teacher import Teacher
+from models.training.written import Tale, read_written
 
 QUICK_WINDOWS = 24
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.05
-BY_RULES, FLOAT = "float-2", "float-5"
-"""The last of the rounds that rules judge, whose model the reader looks at; the finished float model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +51,21 @@ class Recipe:
     """Whether the model has the first, smaller number of layers."""
     int4: bool = False
     """Whether it trains the quantised forward pass: to predict what the model predicts that it goes on from."""
-    judge: Literal["rules", "reader"] | None = None
-    """Who says, of tales that that model tells, which are better: what this one learns beside the text, every pair once."""
 
 
 _ALL = float("inf")
 _PLAINER = data.Mix(copies=((1.8, 3), (2.4, 2)))
-_MOST_RENAMED = data.Mix(copies=((1.8, 2), (_ALL, 1)), renamed=0.8)
-_HALF_RENAMED = replace(_MOST_RENAMED, renamed=0.5)
-_WITH_SCENES = replace(_MOST_RENAMED, renamed=0.0, scenes=((2.4, 12),))
+_STORIES = data.Mix(copies=((1.8, 2), (_ALL, 1)))
+_MOST_RENAMED = replace(_STORIES, renamed=0.8)
+_HALF_TALES = replace(_STORIES, renamed=0.5, written=(8, 40))
+_MORE_TALES = replace(_STORIES, written=(20, 100))
 """What is learned last shows most."""
-_RULES = Recipe("float", batch=2, rates=(0.035, 0.0), mix=_WITH_SCENES, judge="rules")
-_READER = replace(_RULES, after=BY_RULES, batch=4, judge="reader")
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
-    "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_RENAMED),
-    "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_WITH_SCENES),
-    "float-1": _RULES,
-    BY_RULES: replace(_RULES, after="float-1", batch=8),
-    "float-3": _READER,
-    "float-4": replace(_READER, after="float-3"),
-    FLOAT: replace(_READER, after="float-4"),
-    "int4": Recipe(FLOAT, batch=8, rates=(0.15, 0.0), mix=_WITH_SCENES, int4=True),
+    "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_TALES),
+    "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_MORE_TALES),
+    "int4": Recipe("float", batch=8, rates=(0.15, 0.0), mix=_MORE_TALES, int4=True),
 }
 
 
@@ -93,6 +74,7 @@ class Plan:
     """Everything that decides the result."""
 
     corpus: Path
+    tales: Path
     out: Path
     work: Path
     shape: Shape
@@ -101,9 +83,7 @@ class Plan:
     """Layers in the shallow stages."""
     seed: int
     tokens: dict[str, int]
-    """Of each stage in RECIPES that reads no tales."""
-    tales: int
-    """How many the model tells in a round."""
+    """Of each stage in RECIPES."""
     matrix_rate: float
     vector_rate: float
     workers: int
@@ -123,12 +103,13 @@ def _prepare_tokenizer(plan: Plan, stories: list[data.Story]) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Stages:
-    """Runs the stages of a plan on its stories."""
+    """Runs the stages of a plan on its texts."""
 
     plan: Plan
     run: loop.Run
     tokenizer: Tokenizer
     stories: list[data.Story]
+    tales: list[Tale]
 
     def finish(self, name: str) -> Path:
         """Bring a stage to its end, and those before it, unless that was done; return the path of its checkpoint."""
@@ -149,47 +130,17 @@ class Stages:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        preference = tales.Preference(self.compare(before, recipe.judge)) if before and recipe.judge else None
-        steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
-        teacher = Teacher(self.load(before).model, self._opening()) if before and recipe.int4 else None
+        steps = plan.tokens[name] // (recipe.batch * plan.shape.context)
+        teacher = self.load(before).model.predictions if before and recipe.int4 else None
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
         seed = plan.seed + list(RECIPES).index(name)  # not the same windows again
-        windows = data.Windows(self.tokenizer, self.stories, plan.shape.context, seed, recipe.mix)
-        loop.train(self.run, stage, windows, state, teacher, preference)
+        windows = data.Windows(self.tokenizer, self.stories, self.tales, plan.shape.context, seed, recipe.mix)
+        loop.train(self.run, stage, windows, state, teacher)
         return finished
-
-    def tell(self, name: str) -> list[tales.Tale]:
-        """The tales that the model of a stage tells, rounded to INT4."""
-        path = self.run.folder / f"{name}.tales.jsonl"
-        if not path.exists():
-            teller = self.run.folder / f"{name}.gguf"
-            write_gguf(teller, self.load(name).model, self.tokenizer, int4=True)
-            sys.stderr.write(f"{name}: tells {self.plan.tales} tales\n")
-            tales.save(tales.tell(teller, self.plan.tales, self.plan.workers), path)
-        return tales.read(path)
-
-    def compare(self, name: str, by: str) -> list[tales.Pair]:
-        """Pairs of the tales that the model of a stage tells: which is better."""
-        told = self.tell(name)
-        texts = [tale.text for tale in told]
-        if by == "rules":
-            return tales.pair(told, -np.array([faults.faults(text) for text in texts]), faults.GAP, self.plan.seed)
-        worth = reader.worth(texts, self._reader.scores(texts))
-        return tales.pair(told, worth, reader.GAP, self.plan.seed)
-
-    @cached_property
-    def _reader(self) -> reader.Reader:
-        """The reader of all rounds: it looks at scenes with the model that the last round by rules left."""
-        readings = reader.read_readings(reader.READINGS)
-        sys.stderr.write(f"{BY_RULES}: learns what readers like from {len(readings)} readings\n")
-        return reader.Reader(self.load(BY_RULES).model, self.tokenizer, tales.PROMPT, readings, self.plan.workers)
 
     def load(self, name: str) -> loop.State:
         """The state at the end of a stage."""
         return self._restore(self.plan.shape_of(name), self.finish(name))
-
-    def _opening(self) -> list[int]:
-        return [data.END_OF_TEXT_ID, *self.tokenizer.encode(tales.PROMPT).ids]
 
     def _begin(self, model: Llama, tokens: int = 0) -> loop.State:
         """A model whose optimizer has no momentum yet."""
@@ -229,18 +180,11 @@ def _measure(plan: Plan, validation: data.Validation, run: loop.Run, files: dict
     (plan.work / "measured.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _write_samples(plan: Plan, tokenizer: Tokenizer, path: Path) -> None:
-    """Twenty samples at temperature 0.8 into `samples.txt`, for reading."""
-    model = read_gguf(path)
-    prompt = tokenizer.encode(tales.PROMPT).ids
-    texts = [tokenizer.decode(sample(model, prompt, 160, 0.8, seed, "int8")) for seed in range(20)]
-    (plan.work / "samples.txt").write_text("\n\n".join(f"--- seed {i}\n{text}" for i, text in enumerate(texts)) + "\n")
-
-
 def run_pipeline(plan: Plan) -> None:
     """Do everything that is not done yet.
 
-    Raises OSError and ValueError for a corpus that cannot be read, ValueError for more layers at first than in the end.
+    Raises OSError and ValueError for a corpus or tales that cannot be read, ValueError for more layers at first than in
+    the end.
     """
     if plan.first_layers > plan.shape.layers:
         found = f"--first-layers {plan.first_layers}, but --layers {plan.shape.layers}"
@@ -255,8 +199,8 @@ def run_pipeline(plan: Plan) -> None:
     bytes_per_token = validation.text_bytes / (len(validation.stream) - 1)
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
-    stages = Stages(plan, run, tokenizer, stories)
-    float_state, int4_model = stages.load(FLOAT), stages.load("int4").model
+    stages = Stages(plan, run, tokenizer, stories, read_written(plan.tales))
+    float_state, int4_model = stages.load("float"), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",
@@ -268,4 +212,3 @@ def run_pipeline(plan: Plan) -> None:
     check_file(files["int4"], int4_model)
     plot_losses(plan.work / "loss.csv", plan.out / "loss.png")
     _measure(plan, validation, run, files, float_state.tokens)
-    _write_samples(plan, tokenizer, files["int4"])

@@ -13,22 +13,21 @@ from matplotlib import pyplot
 LABELS = {
     "stable": "float, constant rate",
     "cool": "float, falling rate",
-    "deep": "float, more layers, falling rate",
-    "float": "float, rate to zero, then tales",
-    "int4": "INT4-aware, from the last float model",
+    "deep": "float, more layers, tales beside the stories, falling rate",
+    "float": "float, more tales, rate to zero",
+    "int4": "INT4-aware, from the float model",
 }
 
 
 def plot_losses(source: Path, picture: Path) -> None:
     """Draw bits per byte on a few held-out windows against tokens, one line per stage, from `loss.csv`.
 
-    The rounds after a decay ("float-1") go on with its line. A stage that was resumed wrote some steps twice: the later
-    row counts.
+    A stage that was resumed wrote some steps twice: the later row counts.
     """
     stages: dict[str, dict[int, float]] = {name: {} for name in LABELS}
     with source.open(newline="") as file:
         for stage, _step, tokens, _loss, bits in csv.reader(file):
-            stages[stage.partition("-")[0]][int(tokens)] = float(bits)
+            stages[stage][int(tokens)] = float(bits)
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for stage, points in stages.items():
         rows = sorted(points.items())
