@@ -57,8 +57,8 @@ _ALL = float("inf")
 _PLAINER = data.Mix(copies=((1.8, 3), (2.4, 2)))
 _STORIES = data.Mix(copies=((1.8, 2), (_ALL, 1)))
 _MOST_RENAMED = replace(_STORIES, renamed=0.8)
-_HALF_TALES = replace(_STORIES, renamed=0.5, written=(8, 40))
-_MORE_TALES = replace(_STORIES, written=(20, 100))
+_HALF_TALES = replace(_STORIES, renamed=0.5, written=(6, 30))
+_MORE_TALES = replace(_STORIES, written=(14, 70))
 """What is learned last shows most."""
 RECIPES = {
     "stable": Recipe(None, batch=4, rates=(1.0, 1.0), mix=_PLAINER, shallow=True),
