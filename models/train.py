@@ -9,11 +9,13 @@ stages (each is skipped if its result is in the work folder; a killed run goes o
   cool        float, the rate falls to less than half; all the stories, in
               most of them other names for the characters                 cool.pt
   deep        float, all the --layers, the rate falls further; the stories,
-              and as much of the tales that are written for the model       deep.pt
-  float       float, the rate falls to zero, more of these tales            float.pt
-  int4        from float.pt, with the forward pass that the engine
+              and as much of the tales that are written for the model     deep.pt
+  float       float, the rate falls to zero, more of these tales          float.pt
+  prefer      float, a little more of both, and pairs of tales that it
+              told: the better one becomes likelier                       prefer.pt
+  int4        from prefer.pt, with the forward pass that the engine
               computes (Q4_0 matrices, Q8_0 embedding, INT8 activations,
-              float16 cache): learns to predict what float.pt predicts      int4.pt
+              float16 cache): learns to predict what prefer.pt predicts   int4.pt
   export      story.gguf, story-f16.gguf, loss.png in --out; story-rounded.gguf (the float model rounded plainly) and
               measured.json (bits per byte of the three) in the work folder
 
@@ -27,6 +29,7 @@ import sys
 from pathlib import Path
 
 WRITTEN = Path(__file__).parent / "training" / "written"
+PREFERENCES = Path(__file__).parent / "training" / "preferences.jsonl.gz"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,12 +40,18 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder with train.txt, valid.txt, index.tsv")
     add("--tales", type=Path, default=WRITTEN, help="folder of tales for the model (default: those that come along)")
+    add(
+        "--preferences",
+        type=Path,
+        default=PREFERENCES,
+        help="pairs of told tales, the better and the worse (default: those that come along)",
+    )
     add("--out", type=Path, required=True, help="folder for the model files")
     add("--work", type=Path, default=Path("build/train"), help="folder for checkpoints (default: %(default)s)")
     add("--stable-tokens", type=float, default=25e6, help="tokens at a constant rate (default: %(default).0f)")
     add("--cool-tokens", type=float, default=12.7e6, help="tokens while it falls (default: %(default).0f)")
     add("--deep-tokens", type=float, default=17.2e6, help="tokens with all the layers (default: %(default).0f)")
-    add("--decay-tokens", type=float, default=3e6, help="tokens of the stage float (default: %(default).0f)")
+    add("--decay-tokens", type=float, default=6e6, help="tokens of the stage float (default: %(default).0f)")
     add("--int4-tokens", type=float, default=0.82e6, help="tokens of the stage int4 (default: %(default).0f)")
     add("--vocab", type=int, default=4096, help="tokenizer entries (default: %(default)s)")
     add("--hidden", type=int, default=256, help="width (default: %(default)s)")
@@ -89,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan(
         corpus=options.corpus,
         tales=options.tales,
+        preferences=options.preferences,
         out=options.out,
         work=options.work,
         shape=shape,

@@ -127,7 +127,7 @@ def test_int4_file_holds_the_last_training_forward_pass(tmp_path: Path) -> None:
     stage = loop.Stage("int4", True, steps=2, batch=4, rates=(0.3, 0.0))
     with ThreadPoolExecutor(2) as pool:
         for step in range(2):
-            loop.train_step(model, rounded, tiny_model(6).predictions, batch, pool)
+            loop.train_step(model, rounded, [loop.text_losses(batch, tiny_model(6).predictions)], pool)
             before = [p.clone() for p in rounded.parameters()]
             optimizer.step(stage.factor(step), pool)
     story = data.Story("once upon a time there was a little fox " * 9, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -39,11 +40,15 @@ def write_corpus(folder: Path) -> None:
     for name, other in (("deep", "mice"), ("tales", "foxes")):
         tale = f"@ who=Peter|Betty\nOnce upon a time {{who}} met {{girl}}. [{other.capitalize()}|They] went home.\n"
         (folder / "written" / f"{name}.txt").write_text(tale * 20)
+    pair = {"better": "Once upon a time Betty went home.", "worse": "Once upon a time Betty met Betty."}
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+        file.write((json.dumps(pair) + "\n") * 40)
 
 
 def train(corpus: Path, folder: Path) -> int:
     folders = ["--corpus", str(corpus), "--out", str(folder), "--work", str(folder / "work")]
-    return main([*folders, "--tales", str(corpus / "written"), "--workers", "1", *SIZES.split(), *TOKENS.split()])
+    data = ["--tales", str(corpus / "written"), "--preferences", str(corpus / "pairs.jsonl.gz")]
+    return main([*folders, *data, "--workers", "1", *SIZES.split(), *TOKENS.split()])
 
 
 def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_stop(
@@ -54,7 +59,7 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
     write_corpus(corpus)
     assert train(corpus, straight) == 0
     measured = json.loads((straight / "work" / "measured.json").read_text())
-    assert measured["tokens"] == 3968 + 49920 + 9984 + 5888  # whole steps of 4 and of 8 windows
+    assert measured["tokens"] == 3968 + 49920 + 9984 + 5888 + 512  # whole steps of 4 and of 8 windows
     llm, model = engine.load(straight / "story.gguf"), read_gguf(straight / "story.gguf")
     ids = llm.tokenize("Once upon a time Peter Rabbit")
     with torch.no_grad():
@@ -62,7 +67,7 @@ def test_the_command_trains_a_model_that_the_engine_runs_and_goes_on_after_a_sto
 
     train_step, steps = loop.train_step, []
 
-    def interrupted(*arguments: object) -> float:
+    def interrupted(*arguments: object) -> list[float]:
         steps.append(1)
         if len(steps) == 160:  # some steps after the first checkpoint of `cool`
             raise KeyboardInterrupt

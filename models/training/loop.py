@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from models.training.data import Windows
 from models.training.evaluate import bits_per_byte_quick
 from models.training.model import Llama, Predictions
 from models.training.optimizer import Optimizer
+from models.training.preference import Preference
 
 MICRO_BATCH = 2
+Loss = Callable[[Llama, str], torch.Tensor]
+"""Of a model that computes in a mode: a mean in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +91,38 @@ class State:
         self.step, self.tokens = int(saved["step"]), int(saved["tokens"])
 
 
-def train_step(
-    model: Llama, rounded: Llama | None, teacher: Predictions | None, batch: torch.Tensor, pool: ThreadPoolExecutor
-) -> float:
-    """Leave the mean gradient of `batch` (windows, T + 1) int64 in the parameters and return the loss in nats.
+def text_losses(batch: torch.Tensor, teacher: Predictions | None) -> list[Loss]:
+    """The losses of windows (B, T + 1) int64, each of MICRO_BATCH of them.
+
+    teacher: none, or whose predictions are learned instead of the text.
+    """
+
+    def loss_of(part: torch.Tensor) -> Loss:
+        return lambda model, mode: model.loss(part, mode, teacher)
+
+    return [loss_of(part) for part in batch.split(MICRO_BATCH)]
+
+
+def train_step(model: Llama, rounded: Llama | None, kinds: list[list[Loss]], pool: ThreadPoolExecutor) -> list[float]:
+    """Leave the gradient in the parameters: of the sum of the means of each kind of losses; return these means in nats.
 
     rounded: none for float training; else a model that receives the weights as INT4 and computes as the engine does. Its
     gradient becomes that of `model`: straight through the rounding.
-    teacher: none, or whose predictions are learned instead of the text.
     """
     if rounded is not None:
         model.round_weights(into=rounded)
     forward, mode = (model, "bfloat16") if rounded is None else (rounded, "int8")
     parameters = list(forward.parameters())
 
-    def work(windows: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
-        loss = forward.loss(windows, mode, teacher)
+    def work(loss_of: Loss) -> tuple[float, tuple[torch.Tensor, ...]]:
+        loss = loss_of(forward, mode)
         return loss.item(), torch.autograd.grad(loss, parameters)
 
-    pieces = list(pool.map(work, batch.split(MICRO_BATCH)))
-    for p, *gradients in zip(model.parameters(), *(gradients for _, gradients in pieces)):
-        p.grad = torch.stack(gradients).mean(0)
-    return sum(loss for loss, _ in pieces) / len(pieces)
+    pieces = [pool.map(work, kind) for kind in kinds]
+    found = [list(kind) for kind in pieces]
+    for i, p in enumerate(model.parameters()):
+        p.grad = sum(torch.stack([gradients[i] for _, gradients in kind]).mean(0) for kind in found)
+    return [sum(loss for loss, _ in kind) / len(kind) for kind in found]
 
 
 def last_step(model: Llama, rounded: Llama, batch: torch.Tensor, pool: ThreadPoolExecutor) -> float:
@@ -129,8 +143,15 @@ def quick_check(run: Run, model: Llama, rounded: Llama | None, pool: ThreadPoolE
     return bits_per_byte_quick(rounded, run.quick, run.quick_bytes_per_token, "int8", pool)
 
 
-def train(run: Run, stage: Stage, windows: Windows, state: State, teacher: Predictions | None) -> None:
-    """Train from `state` to the end of the stage.
+def train(
+    run: Run,
+    stage: Stage,
+    windows: Windows,
+    state: State,
+    teacher: Predictions | None,
+    preference: Preference | None = None,
+) -> None:
+    """Train from `state` to the end of the stage, on windows of text and, where there is a preference, on its pairs.
 
     Writes `<stage>.last.pt` every `save_every` steps, `<stage>.pt` at the end, and a row of `loss.csv` per report:
     stage, step, tokens, training loss in nats per token, quick validation in bits per byte.
@@ -149,7 +170,10 @@ def train(run: Run, stage: Stage, windows: Windows, state: State, teacher: Predi
             if rounded is not None and factor == 0:
                 losses.append(last_step(model, rounded, batch, pool))
             else:
-                losses.append(train_step(model, rounded, teacher, batch, pool))
+                kinds = [text_losses(batch, teacher)]
+                if preference is not None:
+                    kinds.append(preference.losses(state.step))
+                losses.append(train_step(model, rounded, kinds, pool)[0])
                 state.optimizer.step(factor, pool)
             state.step += 1
             state.tokens += batch[:, 1:].numel()

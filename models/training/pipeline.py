@@ -3,8 +3,9 @@
     stable   float, few layers, constant rate, the plainer two thirds of the stories
     cool     float, the rate falls to less than half, all stories, most of them renamed
     deep     float, all the layers, the rate falls further; tales written for the model beside the stories
-    float    float, the rate falls to zero, more of these tales; this is the model that we keep (F16 file) and, rounded
-             plainly, the INT4 file to compare with
+    float    float, the rate falls to zero, more of these tales
+    prefer   float, a little more of both, and pairs of tales that it told itself: the better one becomes likelier; this is
+             the model that we keep (F16 file) and, rounded plainly, the INT4 file to compare with
     int4     quantised forward: learns to predict what the float model predicts; the model we ship
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second start goes on where
@@ -29,6 +30,7 @@ from models.training.growth import deepen
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
 from models.training.plot import plot_losses
+from models.training.preference import Preference, read_pairs
 from models.training.written import Tale, read_written
 
 QUICK_WINDOWS = 24
@@ -49,6 +51,8 @@ class Recipe:
     mix: data.Mix
     shallow: bool = False
     """Whether the model has the first, smaller number of layers."""
+    prefer: bool = False
+    """Whether it also learns from pairs of tales, each once: they decide how long it is."""
     int4: bool = False
     """Whether it trains the quantised forward pass: to predict what the model predicts that it goes on from."""
 
@@ -65,7 +69,8 @@ RECIPES = {
     "cool": Recipe("stable", batch=8, rates=(1.0, 0.45), mix=_MOST_RENAMED, shallow=True),
     "deep": Recipe("cool", batch=8, rates=(0.75, 0.25), mix=_HALF_TALES),
     "float": Recipe("deep", batch=8, rates=(0.3, 0.0), mix=_MORE_TALES),
-    "int4": Recipe("float", batch=8, rates=(0.15, 0.0), mix=_MORE_TALES, int4=True),
+    "prefer": Recipe("float", batch=8, rates=(0.07, 0.0), mix=_MORE_TALES, prefer=True),
+    "int4": Recipe("prefer", batch=8, rates=(0.15, 0.0), mix=_MORE_TALES, int4=True),
 }
 
 
@@ -75,6 +80,7 @@ class Plan:
 
     corpus: Path
     tales: Path
+    preferences: Path
     out: Path
     work: Path
     shape: Shape
@@ -83,7 +89,7 @@ class Plan:
     """Layers in the shallow stages."""
     seed: int
     tokens: dict[str, int]
-    """Of each stage in RECIPES."""
+    """Of each stage in RECIPES, but for that which learns from pairs."""
     matrix_rate: float
     vector_rate: float
     workers: int
@@ -130,12 +136,15 @@ class Stages:
                 state = self._begin(deepen(state.model, shape), state.tokens)
             state.step = 0
         sys.stderr.write(f"{name}: {state.model.count() / 1e6:.2f} M parameters, from step {state.step}\n")
-        steps = plan.tokens[name] // (recipe.batch * plan.shape.context)
-        teacher = self.load(before).model.predictions if before and recipe.int4 else None
-        stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
         seed = plan.seed + list(RECIPES).index(name)  # not the same windows again
         windows = data.Windows(self.tokenizer, self.stories, self.tales, plan.shape.context, seed, recipe.mix)
-        loop.train(self.run, stage, windows, state, teacher)
+        teacher = self.load(before).model.predictions if before and recipe.int4 else None
+        preference = None
+        if before and recipe.prefer:
+            preference = Preference(self.tokenizer, read_pairs(plan.preferences), self.load(before).model, seed)
+        steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
+        stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
+        loop.train(self.run, stage, windows, state, teacher, preference)
         return finished
 
     def load(self, name: str) -> loop.State:
@@ -200,7 +209,7 @@ def run_pipeline(plan: Plan) -> None:
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
     stages = Stages(plan, run, tokenizer, stories, read_written(plan.tales))
-    float_state, int4_model = stages.load("float"), stages.load("int4").model
+    float_state, int4_model = stages.load("prefer"), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
         "rounded": plan.work / "story-rounded.gguf",

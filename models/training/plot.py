@@ -15,6 +15,7 @@ LABELS = {
     "cool": "float, falling rate",
     "deep": "float, more layers, tales beside the stories, falling rate",
     "float": "float, more tales, rate to zero",
+    "prefer": "float, pairs of its own tales",
     "int4": "INT4-aware, from the float model",
 }
 
