@@ -22,8 +22,9 @@ from models.training.data import END_OF_TEXT_ID
 from models.training.model import Llama, Shape
 from models.training.quantization import quantize_q4_0, quantize_q8_0
 
-MIN_P = 0.2
-"""What the files recommend: the model is small, so what it finds much less likely than the best is mostly wrong."""
+MIN_P, PENALTY = 0.3, 1.05
+"""What the files recommend: the model is small, so what it finds much less likely than the best is mostly wrong. A tale
+has to call things by the same words again, so the penalty is small."""
 
 
 def pack_q4_0(codes: torch.Tensor, scales: torch.Tensor) -> np.ndarray:
@@ -44,14 +45,14 @@ def _tensor_name(parameter: str) -> str:
 
 def _add_metadata(writer: gguf.GGUFWriter, shape: Shape, file_type: gguf.LlamaFileType, name: str) -> None:
     writer.add_name(name)
-    writer.add_description("Tells children's stories. Trained by the IntEngine project on public-domain stories.")
+    writer.add_description("Tells tales for children. Trained by the IntEngine project on old books and its own tales.")
     writer.add_license("mit")
     writer.add_languages(["en"])
     writer.add_file_type(file_type)
     writer.add_sampling_temp(0.8)
     writer.add_sampling_top_p(0.95)
     writer.add_sampling_min_p(MIN_P)
-    writer.add_sampling_penalty_repeat(1.1)
+    writer.add_sampling_penalty_repeat(PENALTY)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocab)
     writer.add_context_length(shape.context)
