@@ -93,3 +93,13 @@ def test_more_layers_at_first_than_in_the_end_are_refused_at_once(
     assert main([*folders, "--layers", "3"]) == 1
     assert capsys.readouterr().err.startswith("models.train: --first-layers 5, but --layers 3:")
     assert not (tmp_path / "work").exists()
+
+
+def test_bad_pairs_are_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_corpus(corpus)
+    (corpus / "pairs.jsonl.gz").write_bytes(b"no gzip")
+    assert train(corpus, tmp_path / "out") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list((tmp_path / "out" / "work").iterdir())

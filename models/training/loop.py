@@ -121,7 +121,8 @@ def train_step(model: Llama, rounded: Llama | None, kinds: list[list[Loss]], poo
     pieces = [pool.map(work, kind) for kind in kinds]
     found = [list(kind) for kind in pieces]
     for i, p in enumerate(model.parameters()):
-        p.grad = sum(torch.stack([gradients[i] for _, gradients in kind]).mean(0) for kind in found)
+        means = [torch.stack([gradients[i] for _, gradients in kind]).mean(0) for kind in found]
+        p.grad = torch.stack(means).sum(0)
     return [sum(loss for loss, _ in kind) / len(kind) for kind in found]
 
 

@@ -158,17 +158,9 @@ class Llama(nn.Module):
         """Logits (B, T, V), bfloat16 or float32, of ids (B, T) int64, T up to the context."""
         if mode == "engine":
             return torch.stack([engine_arithmetic.logits(self, row) for row in ids])
-        return self.head(self.states(ids, mode)[-1], mode)
-
-    def states(self, ids: torch.Tensor, mode: str) -> list[torch.Tensor]:
-        """The hidden states (B, T, hidden) float32 after each layer, of ids (B, T) int64."""
-        states = [F.embedding(ids, self.token_embd)]
+        x = F.embedding(ids, self.token_embd)
         for layer in self.blk:
-            states.append(layer(states[-1], self.turns[: ids.shape[1]], mode))
-        return states[1:]
-
-    def head(self, x: torch.Tensor, mode: str) -> torch.Tensor:
-        """Logits (B, T, V) of the last hidden states x (B, T, hidden)."""
+            x = layer(x, self.turns[: ids.shape[1]], mode)
         x = F.rms_norm(x, (self.shape.hidden,), self.output_norm, self.shape.norm_epsilon)
         return Product.apply(fake_activation(x) if mode == "int8" else x, self.token_embd, mode != "bfloat16")
 

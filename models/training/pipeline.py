@@ -30,7 +30,7 @@ from models.training.growth import deepen
 from models.training.model import Llama, Shape
 from models.training.optimizer import Optimizer
 from models.training.plot import plot_losses
-from models.training.preference import Preference, read_pairs
+from models.training.preference import Pair, Preference, read_pairs
 from models.training.written import Tale, read_written
 
 QUICK_WINDOWS = 24
@@ -116,6 +116,7 @@ class Stages:
     tokenizer: Tokenizer
     stories: list[data.Story]
     tales: list[Tale]
+    pairs: list[Pair]
 
     def finish(self, name: str) -> Path:
         """Bring a stage to its end, and those before it, unless that was done; return the path of its checkpoint."""
@@ -141,7 +142,7 @@ class Stages:
         teacher = self.load(before).model.predictions if before and recipe.int4 else None
         preference = None
         if before and recipe.prefer:
-            preference = Preference(self.tokenizer, read_pairs(plan.preferences), self.load(before).model, seed)
+            preference = Preference(self.tokenizer, self.pairs, self.load(before).model, seed)
         steps = preference.steps if preference else plan.tokens[name] // (recipe.batch * plan.shape.context)
         stage = loop.Stage(name, recipe.int4, steps, recipe.batch, recipe.rates, WARMUP_STEPS if fresh else 0)
         loop.train(self.run, stage, windows, state, teacher, preference)
@@ -192,8 +193,8 @@ def _measure(plan: Plan, validation: data.Validation, run: loop.Run, files: dict
 def run_pipeline(plan: Plan) -> None:
     """Do everything that is not done yet.
 
-    Raises OSError and ValueError for a corpus or tales that cannot be read, ValueError for more layers at first than in
-    the end.
+    Raises OSError and ValueError for a corpus, tales or pairs that cannot be read, ValueError for more layers at first
+    than in the end.
     """
     if plan.first_layers > plan.shape.layers:
         found = f"--first-layers {plan.first_layers}, but --layers {plan.shape.layers}"
@@ -201,6 +202,7 @@ def run_pipeline(plan: Plan) -> None:
     plan.work.mkdir(parents=True, exist_ok=True)
     plan.out.mkdir(parents=True, exist_ok=True)
     stories = data.read_stories(plan.corpus, "train")
+    tales, pairs = read_written(plan.tales), read_pairs(plan.preferences)
     tokenizer = _prepare_tokenizer(plan, stories)
     validation = data.make_validation(tokenizer, data.read_stories(plan.corpus, "valid"))
     full = validation.windows(plan.shape.context)[:-1]
@@ -208,7 +210,7 @@ def run_pipeline(plan: Plan) -> None:
     bytes_per_token = validation.text_bytes / (len(validation.stream) - 1)
     run = loop.Run(plan.work, quick, bytes_per_token, 100, 50, plan.workers)
 
-    stages = Stages(plan, run, tokenizer, stories, read_written(plan.tales))
+    stages = Stages(plan, run, tokenizer, stories, tales, pairs)
     float_state, int4_model = stages.load("prefer"), stages.load("int4").model
     files = {
         "float": plan.out / "story-f16.gguf",
