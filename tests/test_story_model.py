@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import truth
 
 import models.pretrained
 
@@ -15,19 +16,6 @@ PROMPTS = ("Once upon a time", "The little rabbit", "One day the old king called
 STEPS = 64
 
 pytestmark = pytest.mark.skipif(not STORY.exists(), reason="models/pretrained/story.gguf is not there")
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log-probabilities, float64, of logits (T, V)."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-
-
-def mean_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
-    """Mean KL(p || q) in nats over the rows of logits (T, V)."""
-    p, q = log_softmax(p_logits), log_softmax(q_logits)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 def test_file_is_small() -> None:
@@ -42,7 +30,6 @@ def test_engine_computes_the_training_forward_pass() -> None:
     less than rounding the activations does itself (both 1e-4 to 6e-4 nats).
     """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
-    pytest.importorskip("gguf")
     import engine
     from models.training.export import read_gguf
 
@@ -59,8 +46,8 @@ def test_engine_computes_the_training_forward_pass() -> None:
         ids += llm.generate(prompt, max_tokens=llm.context - len(ids), temperature=0.8, seed=seed, ignore_eos=True).ids
         ours = llm.logits(ids)
         np.testing.assert_array_equal(trained(ids, "engine"), ours)
-        quick.append(mean_divergence(trained(ids, "int8"), ours))
-        unrounded.append(mean_divergence(trained(ids, "float32"), ours))
+        quick.append(truth.kl(trained(ids, "int8"), ours))
+        unrounded.append(truth.kl(trained(ids, "float32"), ours))
     assert np.mean(quick) < np.mean(unrounded), (
         f"quick {np.mean(quick):.2e}, float activations {np.mean(unrounded):.2e}"
     )
@@ -85,6 +72,6 @@ def test_llama_cpp_continues_with_the_same_tokens() -> None:
                 break
         if ours != theirs:
             step = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
-            row = log_softmax(llm.logits(ids + ours[:step])[-1:])[0]
+            row = truth.log_softmax(llm.logits(ids + ours[:step])[-1:])[0]
             margin = row[ours[step]] - row[theirs[step]]
             assert 0 <= margin < math.log(1.05), f"{prompt!r}: parted at step {step}, margin {margin:.4f} nats"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,14 @@ def test_files_hold_many_tales_and_their_name_says_whether_deep_ones() -> None:
 def test_what_is_not_in_the_form_is_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^tales.txt: tale 2: {says}"):
         parse(f"@\nOnce.\n\n{text}\n", "tales.txt")
+
+
+def test_a_folder_without_tales_and_one_that_is_not_ascii_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: no tales")):
+        read_written(tmp_path)
+    (tmp_path / "tales.txt").write_text("@\nOnce a caf\u00e9.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'tales.txt'}: 'ascii' codec")):
+        read_written(tmp_path)
 
 
 def test_the_shipped_tales_are_plain_and_whole() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,11 @@ import torch
 
 from models.training.data import Windows
 from models.training.evaluate import bits_per_byte_quick
-from models.training.model import Llama, Predictions
+from models.training.model import Llama, Loss, Predictions
 from models.training.optimizer import Optimizer
 from models.training.preference import Preference
 
 MICRO_BATCH = 2
-Loss = Callable[[Llama, str], torch.Tensor]
-"""Of a model that computes in a mode: a mean in nats."""
 
 
 @dataclass(frozen=True, slots=True)

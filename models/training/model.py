@@ -36,6 +36,9 @@ from models.training.quantization import (
 
 TILE = 128
 Predictions = Callable[[torch.Tensor], torch.Tensor]
+"""Probabilities (B, T, V) float32 of what follows each of ids (B, T) int64."""
+Loss = Callable[["Llama", str], torch.Tensor]
+"""Of a model that computes in one of these ways: a mean in nats."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,9 @@
 
 A text teaches which token comes next; whether the tale still makes sense a paragraph later hardly shows in that loss. So
 the model told tales in groups of four that begin with the same sentence, and readers (language models far larger than this
-one) chose the best and the worst of each: 1,600 groups after the stage `float`,
-1,600 after this stage with those, 1,600 after this stage with both. `preferences.jsonl.gz` has them in this order, a JSON
-object a line, with the texts "better" and "worse". The loss is that of Rafailov et al. 2023 (Direct Preference
-Optimization, equation 7):
+one) chose the best and the worst of each: 1,600 groups after the stage `float`, 1,600 after this stage with those, 1,600
+after this stage with both. `preferences.jsonl.gz` has them in this order, a JSON object a line, with the texts "better"
+and "worse". The loss is that of Rafailov et al. 2023 (Direct Preference Optimization, equation 7):
 
     -log sigmoid(BETA * ((log p(better) - log q(better)) - (log p(worse) - log q(worse))))
 
@@ -17,7 +16,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from models.training.data import END_OF_TEXT_ID, encode_texts
-from models.training.model import Llama
+from models.training.model import Llama, Loss
 
 BETA = 0.1
 PAIRS = 16
@@ -49,7 +47,7 @@ def read_pairs(path: Path) -> list[Pair]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [Pair(**json.loads(line)) for line in file]
-    except (EOFError, TypeError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, TypeError, ValueError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}; gzipped JSON lines with the texts better and worse are expected") from None
 
 
@@ -78,10 +76,10 @@ class Preference:
             parts.append(torch.from_numpy(part))
         return parts
 
-    def losses(self, step: int) -> list[Callable[[Llama, str], torch.Tensor]]:
+    def losses(self, step: int) -> list[Loss]:
         """The losses of a step, each of MICRO_BATCH pairs."""
 
-        def loss_of(part: torch.Tensor) -> Callable[[Llama, str], torch.Tensor]:
+        def loss_of(part: torch.Tensor) -> Loss:
             return lambda model, mode: preference_loss(model, self._reference, part, mode)
 
         return [loss_of(part) for part in self.take(step)]

@@ -32,11 +32,16 @@ _GIRLS = (
     "Rose Lily Emma Ella Tilly Milly Ruth Kate Nell Amy Annie Bess Dolly Tess"
 )
 NAMES = {"boy": _BOYS.split(), "girl": _GIRLS.split()}
-NAMED = {"boy", "boy2", "girl", "girl2"}
+NAMED = {slot for kind in NAMES for slot in (kind, f"{kind}2")}
 """The slots that get names."""
 SLOT = re.compile(r"\{((?:[aA] )?)([A-Za-z]\w*)\}")
 EITHER = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 VOWEL = re.compile(r"[aeiou]", re.I)
+
+
+def _small(slot: str) -> str:
+    """The name of a slot that stands there with a capital."""
+    return slot[0].lower() + slot[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Tale:
 
         def fill(found: re.Match[str]) -> str:
             article, slot = found[1], found[2]
-            value = chosen[slot] if slot in chosen else chosen[slot[0].lower() + slot[1:]].capitalize()
+            value = chosen[slot] if slot in chosen else chosen[_small(slot)].capitalize()
             if not article:
                 return value
             return article[0] + ("n " if VOWEL.match(value) else " ") + value
@@ -82,10 +87,9 @@ def parse(text: str, name: str) -> list[Tale]:
             if not equals:
                 raise ValueError(f"{where}: {entry!r}: a slot is declared as name=one|other")
             slots[slot] = tuple(values.split("|"))
-        used = {
-            slot if slot in slots or slot in NAMED else slot[0].lower() + slot[1:] for _, slot in SLOT.findall(body)
-        }
-        if unknown := used - slots.keys() - NAMED:
+        known = slots.keys() | NAMED
+        used = {slot if slot in known else _small(slot) for _, slot in SLOT.findall(body)}
+        if unknown := used - known:
             raise ValueError(f"{where}: no such slot: {sorted(unknown)}; declared: {sorted(slots)}")
         if unused := slots.keys() - used:
             raise ValueError(f"{where}: declared, but not used: {sorted(unused)}")
@@ -100,9 +104,16 @@ def parse(text: str, name: str) -> list[Tale]:
 def read_written(folder: Path) -> list[Tale]:
     """All the tales of a folder's text files, in the order of their names.
 
-    Raises ValueError where there is no such file, and as `parse` does.
+    Raises ValueError where there is no such file or one is not ASCII, and as `parse` does.
     """
     paths = sorted(folder.glob("*.txt"))
     if not paths:
         raise ValueError(f"{folder}: no tales; files named *.txt are expected")
-    return [tale for path in paths for tale in parse(path.read_text(encoding="ascii"), path.name)]
+    tales = []
+    for path in paths:
+        try:
+            text = path.read_text(encoding="ascii")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {error}; tales are written in ASCII") from None
+        tales += parse(text, path.name)
+    return tales
